@@ -1,0 +1,110 @@
+// What the CPU operators share outside their kernels: operands, reductions, and the call of the right kernel.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include "../common/stable.h"
+#include "isa.h"
+
+namespace fastib {
+
+// Kernels work on blocks of elements that fit the first-level cache, in logical (row-major) order. A chunk of blocks is
+// what one thread takes at a time and what one partial sum covers: fixed, so that results do not depend on the number
+// of threads.
+constexpr int64_t kBlock = 512, kChunk = 16 * kBlock;
+constexpr int kMaxDims = 64;
+
+// A tensor of any strides and dtype, read or written by logical element index. Adjacent dimensions are merged.
+struct Operand {
+  char* data = nullptr;
+  ScalarType dtype = ScalarType::Float;
+  int dims = 0;
+  int64_t sizes[kMaxDims], strides[kMaxDims];  // of `dims` dimensions, strides in elements
+
+  Operand() = default;
+  explicit Operand(const Tensor& t) {
+    begin(t);
+    for (int64_t d = 0; d < t.dim(); ++d) push(t.size(d), t.stride(d));
+  }
+  explicit Operand(const MaybeTensor& t) {
+    if (t) *this = Operand(*t);
+  }
+
+  explicit operator bool() const { return data != nullptr; }
+  bool contiguous() const { return dims == 0 || (dims == 1 && strides[0] == 1); }
+
+  void begin(const Tensor& t) {
+    data = static_cast<char*>(t.data_ptr());
+    dtype = t.scalar_type();
+  }
+  void push(int64_t size, int64_t stride) {
+    if (size == 1) return;
+    if (dims > 0 && strides[dims - 1] == stride * size) {
+      sizes[dims - 1] *= size;
+      strides[dims - 1] = stride;
+      return;
+    }
+    STD_TORCH_CHECK(dims < kMaxDims, "fastib: more than ", kMaxDims, " dimensions");
+    sizes[dims] = size;
+    strides[dims++] = stride;
+  }
+};
+
+// How a per-element loss becomes the result. The numbers are those of fastib._ops.Reduction.
+enum class ReductionKind : int64_t { none = 0, sample = 1, sum = 2, batch = 3 };
+
+// The result of reducing a per-element loss over `shape_of`, times `scale`. Its chunks are computed in any order.
+struct Reduction {
+  ReductionKind kind;
+  double scale;
+  int64_t numel, row;               // elements, and elements of the last dimension
+  int64_t columns, rows_per_chunk;  // for `batch`: elements per entry of the first dimension
+  Tensor out;
+  Operand out_elements;          // for `none`
+  std::vector<double> partials;  // two per chunk; for `batch` one per chunk and column of its column block
+
+  Reduction(const Tensor& shape_of, int64_t kind, double scale);
+  int64_t chunks() const;
+  int64_t column_blocks() const { return (columns + kBlock - 1) / kBlock; }
+  Tensor finish();  // call once, after all chunks
+
+  // The gradient of the result, seen as a tensor of the elements' shape.
+  static Operand gradient(const MaybeTensor& grad, const Tensor& shape_of, int64_t kind);
+};
+
+inline int64_t chunks_of(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
+
+// The tensor int64[2] that the noise comes from, or null where the noise is given.
+inline const int64_t* rng_words(const MaybeTensor& rng) {
+  return rng ? static_cast<const int64_t*>(rng->const_data_ptr()) : nullptr;
+}
+
+template <class Kernel, class Arguments>
+void run_chunks(Kernel* kernel, const Arguments& arguments, int64_t chunks) {
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) kernel(arguments, chunk);
+  });
+}
+
+#ifdef __x86_64__
+#define FASTIB_KERNEL(name)                        \
+  (::fastib::isa() == ::fastib::Isa::avx512 ? avx512::name \
+   : ::fastib::isa() == ::fastib::Isa::avx2 ? avx2::name   \
+                                            : baseline::name)
+#else
+#define FASTIB_KERNEL(name) (baseline::name)
+#endif
+
+}  // namespace fastib

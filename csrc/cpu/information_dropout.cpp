@@ -1,0 +1,194 @@
+// Information Dropout: multiplicative log-normal noise and its KL in one pass, and the gradients in another.
+#ifndef FASTIB_ISA
+#include "cpu.h"
+
+namespace fastib {
+struct InformationDropoutOptions {
+  bool log_normal, mask_zero;
+  double shift;                      // 1 for noise of mean one, else 0
+  double prior_mean, prior_log_std;  // of the log-normal prior
+};
+
+struct InformationDropoutArguments {
+  InformationDropoutOptions options;
+  Operand x, log_std, noise;
+  const int64_t* rng;
+  Operand z;
+  Reduction* reduction;
+};
+
+struct InformationDropoutBackwardArguments {
+  InformationDropoutOptions options;
+  int64_t numel;
+  double scale;
+  Operand grad_z, grad_kl;  // either may be null
+  Operand x, log_std, noise;
+  const int64_t* rng;
+  Operand d_x, d_log_std;
+  double* d_prior;  // two per chunk: the sums for prior_mean and prior_log_std
+};
+}  // namespace fastib
+
+#define FASTIB_KERNELS "information_dropout.cpp"
+#include "each_isa.h"
+
+namespace fastib {
+
+static double scalar_value(const MaybeTensor& t) {
+  if (!t) return 0;
+  if (t->scalar_type() == ScalarType::Double) return *static_cast<const double*>(t->const_data_ptr());
+  double value = 0;
+  const Operand operand(*t);
+  baseline::with_type(operand.dtype, [&](auto zero) {
+    value = double(*reinterpret_cast<const decltype(zero)*>(operand.data));
+  });
+  return value;
+}
+
+static InformationDropoutOptions options(const MaybeTensor& prior_mean, const MaybeTensor& prior_log_std,
+                                         bool log_normal, bool mask_zero, bool mean_one) {
+  return {log_normal, mask_zero, mean_one ? 1.0 : 0.0, scalar_value(prior_mean), scalar_value(prior_log_std)};
+}
+
+std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& log_std, const MaybeTensor& prior_mean,
+                                               const MaybeTensor& prior_log_std, const MaybeTensor& noise,
+                                               const MaybeTensor& rng, bool log_normal, bool mask_zero, bool mean_one,
+                                               int64_t reduction, double scale) {
+  Tensor z = output_like(x);
+  Reduction r(x, reduction, scale);
+  const InformationDropoutArguments a{options(prior_mean, prior_log_std, log_normal, mask_zero, mean_one),
+                                      Operand(x),
+                                      Operand(log_std),
+                                      Operand(noise),
+                                      rng_words(rng),
+                                      Operand(z),
+                                      &r};
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
+  return {z, r.finish()};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
+    const MaybeTensor& grad_z, const MaybeTensor& grad_kl, const Tensor& x, const Tensor& log_std,
+    const MaybeTensor& prior_mean, const MaybeTensor& prior_log_std, const MaybeTensor& noise, const MaybeTensor& rng,
+    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, double scale) {
+  Tensor d_x = output_like(x), d_log_std = output_like(log_std);
+  const int64_t chunks = chunks_of(x.numel());
+  std::vector<double> d_prior(size_t(2 * chunks));
+  const InformationDropoutBackwardArguments a{options(prior_mean, prior_log_std, log_normal, mask_zero, mean_one),
+                                              x.numel(),
+                                              scale,
+                                              Operand(grad_z),
+                                              Reduction::gradient(grad_kl, x, reduction),
+                                              Operand(x),
+                                              Operand(log_std),
+                                              Operand(noise),
+                                              rng_words(rng),
+                                              Operand(d_x),
+                                              Operand(d_log_std),
+                                              d_prior.data()};
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks);
+  double d_mean = 0, d_prior_log_std = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    d_mean += d_prior[size_t(2 * chunk)];
+    d_prior_log_std += d_prior[size_t(2 * chunk + 1)];
+  }
+  const auto scalar = [&](double value) {
+    Tensor t = output({}, accumulate_type(x.scalar_type()), x);
+    if (is_double) *static_cast<double*>(t.data_ptr()) = value;
+    else *static_cast<float*>(t.data_ptr()) = float(value);
+    return t;
+  };
+  return {d_x, d_log_std, scalar(d_mean), scalar(d_prior_log_std)};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
+  m.impl("information_dropout", TORCH_BOX(&information_dropout));
+  m.impl("information_dropout_backward", TORCH_BOX(&information_dropout_backward));
+}
+
+}  // namespace fastib
+
+#else
+
+template <class S>
+static S prior_precision(const InformationDropoutOptions& o) {
+  return S(std::exp(-2 * o.prior_log_std));
+}
+
+template <class S>
+static void forward(const InformationDropoutArguments& a, int64_t chunk) {
+  using V = Vec<S>;
+  const InformationDropoutOptions& o = a.options;
+  const S precision = prior_precision<S>(o);
+  Buffer<S> x_buffer, log_std_buffer, noise_buffer, z_buffer;
+  reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* kl) {
+    const S* xs = read<S>(a.x, begin, n, x_buffer);
+    const S* log_stds = read<S>(a.log_std, begin, n, log_std_buffer);
+    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
+    S* z = target<S>(a.z, begin, n, z_buffer);
+    for (int64_t i = 0; i < n; i += kLanes<S>) {
+      const V x = load<V>(xs + i), log_std = load<V>(log_stds + i);
+      const DropoutNoise<V> d = dropout_noise<V>(log_std, load<V>(noise + i), S(o.shift));
+      store(z + i, x * d.eps);
+      V loss;
+      if (o.log_normal)
+        loss = dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift)).kl;
+      else
+        loss = o.mask_zero ? (x > S(0) ? -log_std : V{}) : -log_std;
+      store(kl + i, loss);
+    }
+    write<S>(a.z, begin, n, z);
+  });
+}
+
+template <class S>
+static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk) {
+  using V = Vec<S>;
+  const InformationDropoutOptions& o = a.options;
+  const S precision = prior_precision<S>(o);
+  Buffer<S> grad_z_buffer, grad_kl_buffer, x_buffer, log_std_buffer, noise_buffer, d_x_buffer, d_log_std_buffer;
+  Buffer<S> mean_terms, log_std_terms;
+  double d_mean = 0, d_prior_log_std = 0;
+  for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
+    const S* grad_z = read<S>(a.grad_z, begin, n, grad_z_buffer);
+    const S* grad_kl = read<S>(a.grad_kl, begin, n, grad_kl_buffer);
+    const S* xs = read<S>(a.x, begin, n, x_buffer);
+    const S* log_stds = read<S>(a.log_std, begin, n, log_std_buffer);
+    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
+    S* d_x = target<S>(a.d_x, begin, n, d_x_buffer);
+    S* d_log_std = target<S>(a.d_log_std, begin, n, d_log_std_buffer);
+    for (int64_t i = 0; i < n; i += kLanes<S>) {
+      const V x = load<V>(xs + i), log_std = load<V>(log_stds + i), normal = load<V>(noise + i);
+      const DropoutNoise<V> d = dropout_noise<V>(log_std, normal, S(o.shift));
+      const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
+      V by_x = gz * d.eps;
+      V by_log_std = by_x * x * (d.std * normal - S(o.shift) * (d.std * d.std));
+      if (!a.grad_kl) {
+        // Only z is used: log x and its derivatives may be infinite.
+      } else if (o.log_normal) {
+        const DropoutKl<V> k =
+            dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift));
+        by_x += gk * k.d_x;
+        by_log_std += gk * k.d_log_std;
+        store(mean_terms + i, gk * k.d_prior_mean);
+        store(log_std_terms + i, gk * k.d_prior_log_std);
+      } else {
+        by_log_std -= o.mask_zero ? (x > S(0) ? gk : V{}) : gk;
+      }
+      store(d_x + i, by_x);
+      store(d_log_std + i, by_log_std);
+    }
+    if (o.log_normal && a.grad_kl) {
+      d_mean += double(sum<S>(mean_terms, n));
+      d_prior_log_std += double(sum<S>(log_std_terms, n));
+    }
+    write<S>(a.d_x, begin, n, d_x);
+    write<S>(a.d_log_std, begin, n, d_log_std);
+  });
+  a.d_prior[2 * chunk] = d_mean;
+  a.d_prior[2 * chunk + 1] = d_prior_log_std;
+}
+
+#endif

@@ -1,0 +1,41 @@
+// -logvar / 2, reduced as asked. Its gradient is a constant, which Python expands without touching memory.
+#ifndef FASTIB_ISA
+#include "cpu.h"
+
+namespace fastib {
+struct LogVariancePenaltyArguments {
+  Operand logvar;
+  Reduction* reduction;
+};
+}  // namespace fastib
+
+#define FASTIB_KERNELS "log_variance_penalty.cpp"
+#include "each_isa.h"
+
+namespace fastib {
+
+Tensor log_variance_penalty(const Tensor& logvar, int64_t reduction, double scale) {
+  Reduction r(logvar, reduction, scale);
+  const LogVariancePenaltyArguments a{Operand(logvar), &r};
+  const bool is_double = logvar.scalar_type() == ScalarType::Double;
+  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
+  return r.finish();
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) { m.impl("log_variance_penalty", TORCH_BOX(&log_variance_penalty)); }
+
+}  // namespace fastib
+
+#else
+
+template <class S>
+static void forward(const LogVariancePenaltyArguments& a, int64_t chunk) {
+  using V = Vec<S>;
+  Buffer<S> buffer;
+  reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* penalty) {
+    const S* logvar = read<S>(a.logvar, begin, n, buffer);
+    for (int64_t i = 0; i < n; i += kLanes<S>) store(penalty + i, load<V>(logvar + i) * S(-0.5));
+  });
+}
+
+#endif

@@ -1,0 +1,106 @@
+// The parts of a reduction that are not per instruction set: its geometry, and the last step, in a fixed order.
+#include "cpu.h"
+
+namespace fastib {
+
+Reduction::Reduction(const Tensor& t, int64_t kind_, double scale_)
+    : kind(ReductionKind(kind_)), scale(scale_), numel(t.numel()) {
+  const int64_t dims = t.dim();
+  row = dims > 0 ? t.size(dims - 1) : 1;
+  columns = dims > 0 && t.size(0) > 0 ? numel / t.size(0) : numel;
+  rows_per_chunk = 1;
+  const ScalarType dtype = accumulate_type(t.scalar_type());
+  if (kind == ReductionKind::none) {
+    out = output_like(t, dtype);
+    out_elements = Operand(out);
+    return;
+  }
+  const auto sizes = t.sizes();
+  std::vector<int64_t> shape;
+  if (kind == ReductionKind::sample) shape.assign(sizes.begin(), sizes.end() - (dims > 0));
+  if (kind == ReductionKind::batch) shape.assign(sizes.begin() + (dims > 0), sizes.end());
+  out = output(shape, dtype, t);
+  if (kind == ReductionKind::batch) {
+    // Enough rows that the partial sums stay small beside the input.
+    rows_per_chunk = std::max<int64_t>(64, 4 * kChunk / std::max<int64_t>(columns, 1));
+    partials.resize(size_t(chunks() * std::min(columns, kBlock)));
+  } else {
+    partials.resize(size_t(2 * chunks()));
+  }
+}
+
+int64_t Reduction::chunks() const {
+  if (kind != ReductionKind::batch) return chunks_of(numel);
+  if (numel == 0) return 0;
+  const int64_t rows = numel / columns;
+  return (rows + rows_per_chunk - 1) / rows_per_chunk * column_blocks();
+}
+
+namespace {
+
+template <class S>
+void finish_sum(const Reduction& r, S* out) {
+  double sum = 0;
+  for (size_t i = 0; i < r.partials.size(); i += 2) sum += r.partials[i];
+  *out = S(sum * r.scale);
+}
+
+// Rows inside one chunk were written by it. What is left are the rows that cross chunks: a chunk's first partial sum
+// belongs to the row that it found begun, its second to the row that it left unfinished.
+template <class S>
+void finish_samples(const Reduction& r, S* out) {
+  if (r.row == 0) std::fill_n(out, r.out.numel(), S(0));
+  double sum = 0;
+  for (int64_t chunk = 0; chunk < r.chunks(); ++chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, r.numel);
+    const int64_t begun = begin / r.row;
+    if (begin % r.row != 0) {
+      sum += r.partials[2 * chunk];
+      if ((begun + 1) * r.row <= end) out[begun] = S(sum * r.scale);
+    }
+    if (end % r.row != 0 && end / r.row * r.row >= begin) sum = r.partials[2 * chunk + 1];
+  }
+}
+
+template <class S>
+void finish_columns(const Reduction& r, S* out) {
+  const int64_t width = std::min(r.columns, kBlock), blocks = r.column_blocks();
+  for (int64_t column = 0; column < r.columns; ++column) {
+    double sum = 0;
+    for (int64_t chunk = column / kBlock; chunk < r.chunks(); chunk += blocks)
+      sum += r.partials[chunk * width + column % kBlock];
+    out[column] = S(sum * r.scale);
+  }
+}
+
+template <class S>
+void finish_as(const Reduction& r, S* out) {
+  if (r.kind == ReductionKind::sum) finish_sum(r, out);
+  if (r.kind == ReductionKind::sample) finish_samples(r, out);
+  if (r.kind == ReductionKind::batch) finish_columns(r, out);
+}
+
+}  // namespace
+
+Tensor Reduction::finish() {
+  void* data = out.data_ptr();
+  if (out.scalar_type() == ScalarType::Double) finish_as(*this, static_cast<double*>(data));
+  else finish_as(*this, static_cast<float*>(data));
+  return out;
+}
+
+Operand Reduction::gradient(const MaybeTensor& grad, const Tensor& t, int64_t kind_) {
+  Operand g;
+  if (!grad) return g;
+  g.begin(*grad);
+  const auto kind = ReductionKind(kind_);
+  const int64_t dims = t.dim();
+  for (int64_t d = 0; d < dims; ++d) {
+    const bool reduced = kind == ReductionKind::sum || (kind == ReductionKind::sample && d == dims - 1) ||
+                         (kind == ReductionKind::batch && d == 0);
+    g.push(t.size(d), reduced ? 0 : grad->stride(kind == ReductionKind::batch ? d - 1 : d));
+  }
+  return g;
+}
+
+}  // namespace fastib

@@ -1,0 +1,88 @@
+// z = mu + exp(logvar / 2) eps, and the gradient by logvar (the one by mu is the gradient of z itself).
+#ifndef FASTIB_ISA
+#include "cpu.h"
+
+namespace fastib {
+struct ReparameterizeArguments {
+  int64_t numel;
+  Operand mu, logvar, noise;
+  const int64_t* rng;
+  Operand z;
+};
+
+struct ReparameterizeBackwardArguments {
+  int64_t numel;
+  Operand grad_z, logvar, noise;
+  const int64_t* rng;
+  Operand d_logvar;
+};
+}  // namespace fastib
+
+#define FASTIB_KERNELS "reparameterize.cpp"
+#include "each_isa.h"
+
+namespace fastib {
+
+Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const MaybeTensor& noise, const MaybeTensor& rng) {
+  Tensor z = output_like(mu);
+  const ReparameterizeArguments a{mu.numel(),     Operand(mu),    Operand(logvar),
+                                  Operand(noise), rng_words(rng), Operand(z)};
+  const bool is_double = mu.scalar_type() == ScalarType::Double;
+  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, chunks_of(a.numel));
+  return z;
+}
+
+Tensor reparameterize_backward(const Tensor& grad_z, const Tensor& logvar, const MaybeTensor& noise,
+                               const MaybeTensor& rng) {
+  Tensor d_logvar = output_like(logvar);
+  const ReparameterizeBackwardArguments a{logvar.numel(), Operand(grad_z), Operand(logvar),
+                                          Operand(noise), rng_words(rng),  Operand(d_logvar)};
+  const bool is_double = logvar.scalar_type() == ScalarType::Double;
+  run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks_of(a.numel));
+  return d_logvar;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
+  m.impl("reparameterize", TORCH_BOX(&reparameterize));
+  m.impl("reparameterize_backward", TORCH_BOX(&reparameterize_backward));
+}
+
+}  // namespace fastib
+
+#else
+
+template <class S>
+static void forward(const ReparameterizeArguments& a, int64_t chunk) {
+  using V = Vec<S>;
+  Buffer<S> mu_buffer, logvar_buffer, noise_buffer, z_buffer;
+  for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
+    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
+    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
+    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
+    S* z = target<S>(a.z, begin, n, z_buffer);
+    for (int64_t i = 0; i < n; i += kLanes<S>) {
+      const V std = exponential<V>(load<V>(logvar + i) * S(0.5)).value;
+      store(z + i, load<V>(mu + i) + std * load<V>(noise + i));
+    }
+    write<S>(a.z, begin, n, z);
+  });
+}
+
+template <class S>
+static void backward(const ReparameterizeBackwardArguments& a, int64_t chunk) {
+  using V = Vec<S>;
+  Buffer<S> grad_buffer, logvar_buffer, noise_buffer, d_buffer;
+  for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
+    const S* grad = read<S>(a.grad_z, begin, n, grad_buffer);
+    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
+    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
+    S* d_logvar = target<S>(a.d_logvar, begin, n, d_buffer);
+    for (int64_t i = 0; i < n; i += kLanes<S>) {
+      const V std = exponential<V>(load<V>(logvar + i) * S(0.5)).value;
+      store(d_logvar + i, load<V>(grad + i) * (S(0.5) * std * load<V>(noise + i)));
+    }
+    write<S>(a.d_logvar, begin, n, d_logvar);
+  });
+}
+
+#endif

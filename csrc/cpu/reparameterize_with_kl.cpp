@@ -1,0 +1,112 @@
+// z and the KL to N(0, 1) in one pass over mu and logvar; both gradients in another, with the noise drawn again.
+#ifndef FASTIB_ISA
+#include "cpu.h"
+
+namespace fastib {
+struct ReparameterizeWithKlArguments {
+  Operand mu, logvar, noise;
+  const int64_t* rng;
+  Operand z;
+  Reduction* reduction;
+};
+
+struct ReparameterizeWithKlBackwardArguments {
+  int64_t numel;
+  double scale;
+  Operand grad_z, grad_kl;  // either may be null
+  Operand mu, logvar, noise;
+  const int64_t* rng;
+  Operand d_mu, d_logvar;
+};
+}  // namespace fastib
+
+#define FASTIB_KERNELS "reparameterize_with_kl.cpp"
+#include "each_isa.h"
+
+namespace fastib {
+
+std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& noise,
+                                                  const MaybeTensor& rng, int64_t reduction, double scale) {
+  Tensor z = output_like(mu);
+  Reduction r(mu, reduction, scale);
+  const ReparameterizeWithKlArguments a{Operand(mu),    Operand(logvar), Operand(noise),
+                                        rng_words(rng), Operand(z),      &r};
+  const bool is_double = mu.scalar_type() == ScalarType::Double;
+  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
+  return {z, r.finish()};
+}
+
+std::tuple<Tensor, Tensor> reparameterize_with_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
+                                                           const Tensor& mu, const Tensor& logvar,
+                                                           const MaybeTensor& noise, const MaybeTensor& rng,
+                                                           int64_t reduction, double scale) {
+  Tensor d_mu = output_like(mu), d_logvar = output_like(logvar);
+  const ReparameterizeWithKlBackwardArguments a{mu.numel(),
+                                                scale,
+                                                Operand(grad_z),
+                                                Reduction::gradient(grad_kl, mu, reduction),
+                                                Operand(mu),
+                                                Operand(logvar),
+                                                Operand(noise),
+                                                rng_words(rng),
+                                                Operand(d_mu),
+                                                Operand(d_logvar)};
+  const bool is_double = mu.scalar_type() == ScalarType::Double;
+  run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks_of(a.numel));
+  return {d_mu, d_logvar};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
+  m.impl("reparameterize_with_kl", TORCH_BOX(&reparameterize_with_kl));
+  m.impl("reparameterize_with_kl_backward", TORCH_BOX(&reparameterize_with_kl_backward));
+}
+
+}  // namespace fastib
+
+#else
+
+template <class S>
+static void forward(const ReparameterizeWithKlArguments& a, int64_t chunk) {
+  using V = Vec<S>;
+  Buffer<S> mu_buffer, logvar_buffer, noise_buffer, z_buffer;
+  reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* kl) {
+    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
+    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
+    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
+    S* z = target<S>(a.z, begin, n, z_buffer);
+    for (int64_t i = 0; i < n; i += kLanes<S>) {
+      const V m = load<V>(mu + i);
+      const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
+      store(z + i, m + half.value * load<V>(noise + i));
+      store(kl + i, kl_standard<V>(m, expm1_minus_logvar<V>(half)));
+    }
+    write<S>(a.z, begin, n, z);
+  });
+}
+
+template <class S>
+static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chunk) {
+  using V = Vec<S>;
+  Buffer<S> grad_z_buffer, grad_kl_buffer, mu_buffer, logvar_buffer, noise_buffer, d_mu_buffer, d_logvar_buffer;
+  for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
+    const S* grad_z = read<S>(a.grad_z, begin, n, grad_z_buffer);
+    const S* grad_kl = read<S>(a.grad_kl, begin, n, grad_kl_buffer);
+    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
+    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
+    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
+    S* d_mu = target<S>(a.d_mu, begin, n, d_mu_buffer);
+    S* d_logvar = target<S>(a.d_logvar, begin, n, d_logvar_buffer);
+    for (int64_t i = 0; i < n; i += kLanes<S>) {
+      const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
+      const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
+      store(d_mu + i, gz + gk * load<V>(mu + i));
+      V by_logvar = gz * (half.value * load<V>(noise + i));
+      if (a.grad_kl) by_logvar += gk * expm1_logvar<V>(half);  // where z alone is used, e^logvar may overflow
+      store(d_logvar + i, S(0.5) * by_logvar);
+    }
+    write<S>(a.d_mu, begin, n, d_mu);
+    write<S>(a.d_logvar, begin, n, d_logvar);
+  });
+}
+
+#endif

@@ -1,0 +1,123 @@
+// The vector types of one instruction set, and the handful of operations that GCC's vector extensions lack.
+// Arithmetic, comparison, selection, shifts and casts are the compiler's own: `a * b + c`, `mask ? a : b`.
+
+constexpr int kVectorBytes = FASTIB_VECTOR_BYTES;
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class S>
+constexpr int kLanes = kVectorBytes / int(sizeof(S));
+
+template <class V>
+using Scalar = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<V>()[0])>>;
+template <class V>
+using Int = Vec<std::conditional_t<sizeof(Scalar<V>) == 4, int32_t, int64_t>>;
+template <class V>
+using Uint = Vec<std::conditional_t<sizeof(Scalar<V>) == 4, uint32_t, uint64_t>>;
+
+template <class V>
+FASTIB_INLINE V splat(Scalar<V> x) {
+  return V{} + x;
+}
+
+template <class V>
+FASTIB_INLINE Int<V> as_int(V x) {
+  return (Int<V>)x;
+}
+
+template <class V>
+FASTIB_INLINE V as_real(Int<V> x) {
+  return (V)x;
+}
+
+template <class V>
+FASTIB_INLINE V load(const Scalar<V>* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V>
+FASTIB_INLINE void store(Scalar<V>* p, V v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
+// Exact for the integers that occur: any int32 rounds once, an int64 stays below 2^51.
+template <class V>
+FASTIB_INLINE V to_real(Int<V> x) {
+  if constexpr (sizeof(Scalar<V>) == 4) {
+    return __builtin_convertvector(x, V);
+  } else {
+    const V magic = splat<V>(0x1.8p52);
+    return as_real<V>(x + as_int(magic)) - magic;
+  }
+}
+
+template <class V>
+FASTIB_INLINE V square_root(V x) {
+  constexpr bool is_float = sizeof(Scalar<V>) == 4;
+#ifdef __x86_64__
+#if FASTIB_VECTOR_BYTES == 16
+  if constexpr (is_float) return (V)_mm_sqrt_ps((__m128)x);
+  else return (V)_mm_sqrt_pd((__m128d)x);
+#elif FASTIB_VECTOR_BYTES == 32
+  if constexpr (is_float) return (V)_mm256_sqrt_ps((__m256)x);
+  else return (V)_mm256_sqrt_pd((__m256d)x);
+#else
+  if constexpr (is_float) return (V)_mm512_sqrt_ps((__m512)x);
+  else return (V)_mm512_sqrt_pd((__m512d)x);
+#endif
+#else
+  for (int i = 0; i < kLanes<Scalar<V>>; ++i) x[i] = is_float ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+  return x;
+#endif
+}
+
+// Whether any lane of a comparison's mask is set.
+template <class V>
+FASTIB_INLINE bool any(Int<V> mask) {
+#if defined(__x86_64__) && FASTIB_VECTOR_BYTES == 16
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#elif defined(__x86_64__) && FASTIB_VECTOR_BYTES == 32
+  return _mm256_movemask_epi8((__m256i)mask) != 0;
+#elif defined(__x86_64__)
+  return _mm512_movepi32_mask((__m512i)mask) != 0;
+#else
+  Scalar<Int<V>> seen = 0;
+  for (int i = 0; i < kLanes<Scalar<V>>; ++i) seen |= mask[i];
+  return seen != 0;
+#endif
+}
+
+// The full product of each lane's low 32 bits with m.
+FASTIB_INLINE Vec<uint64_t> multiply_low(Vec<uint64_t> x, uint32_t m) {
+#if defined(__x86_64__) && FASTIB_VECTOR_BYTES == 16
+  return (Vec<uint64_t>)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(m));
+#elif defined(__x86_64__) && FASTIB_VECTOR_BYTES == 32
+  return (Vec<uint64_t>)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(m));
+#elif defined(__x86_64__)
+  return (Vec<uint64_t>)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(m));
+#else
+  return (x & 0xffffffffu) * uint64_t(m);
+#endif
+}
+
+// {a0, b0, a1, b1, ...}, over two vectors.
+template <class V, size_t... I>
+FASTIB_INLINE void interleave(V a, V b, V& low, V& high, std::index_sequence<I...>) {
+  constexpr int n = int(sizeof...(I));
+  low = __builtin_shufflevector(a, b, (int(I) / 2 + (int(I) % 2) * n)...);
+  high = __builtin_shufflevector(a, b, (int(I) / 2 + n / 2 + (int(I) % 2) * n)...);
+}
+
+template <class S>
+FASTIB_INLINE S sum_lanes(Vec<S> v) {
+  S sum = 0;
+  for (int i = 0; i < kLanes<S>; ++i) sum += v[i];
+  return sum;
+}

@@ -1,0 +1,68 @@
+"""The random state of one call, and the noise that it stands for.
+
+`rng` is an int64 tensor (seed, offset) on the device of the call. Noise is a pure function of it and of the logical
+index of the element: element e is made of words 2 (e % 4 // 2) and the next of the Philox4x32-10 counter
+(e // 4, offset) under the key seed (Salmon et al. 2011), by Box-Muller, cosine before sine.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+
+
+def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
+    """The rng of one call: the one given, or one drawn from `generator` or torch's own; None where noise is given."""
+    if noise is None and rng is None and generator is None:
+        return torch.empty(2, dtype=torch.int64, device=like.device).random_()
+    given = [name for name, value in (("noise", noise), ("rng", rng), ("generator", generator)) if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[1]} must be None where {given[0]} is given")
+    if noise is not None:
+        return None
+    if rng is not None:
+        return _check_rng(rng, like)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    if generator.device.type != like.device.type:
+        raise ValueError(f"generator must be on the device of the inputs, {like.device}, got {generator.device}")
+    return torch.empty(2, dtype=torch.int64, device=like.device).random_(generator=generator)
+
+
+def _check_rng(rng: Any, like: Tensor) -> Tensor:
+    if not isinstance(rng, Tensor):
+        raise TypeError(f"rng must be a torch.Tensor, got {type(rng).__name__}")
+    if rng.dtype != torch.int64 or rng.shape != (2,):
+        raise ValueError(f"rng must be an int64 tensor of shape (2,), got {rng.dtype} of shape {tuple(rng.shape)}")
+    if rng.device != like.device:
+        raise ValueError(f"rng must be on the device of the inputs, {like.device}, got {rng.device}")
+    return rng.contiguous()
+
+
+def philox_words(rng: Tensor, start: int, count: int) -> Tensor:
+    """The words of counters start, start + 1, ...: int64 [count, 4], each in [0, 2**32)."""
+    group = torch.arange(count, device=rng.device) + start
+    seed, offset = rng[0], rng[1]
+    zero = torch.zeros_like(group)
+    c = [group & _LOW, (group >> 32) & _LOW, zero + (offset & _LOW), zero + ((offset >> 32) & _LOW)]
+    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
+    for _ in range(10):
+        p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [((p1 >> 32) & _LOW) ^ c[1] ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c[3] ^ k1, p0 & _LOW]
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return torch.stack(c, dim=-1)
+
+
+def normal(rng: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Standard normal noise: what the kernels draw, to the last few bits of `dtype`."""
+    count = shape.numel()
+    words = philox_words(rng, 0, -(-count // 4)).double()
+    radius = (-2 * torch.log((words[:, 0::2] + 0.5) / 2**32)).sqrt()
+    angle = words[:, 1::2] * (2 * math.pi / 2**32)
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    return pairs.flatten()[:count].view(shape).to(dtype)

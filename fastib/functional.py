@@ -1,0 +1,308 @@
+"""The losses as functions. Each is one pass of a compiled kernel where the device has one (see `fastib.backends`).
+
+Conventions. Units are nats. Inputs are float16, bfloat16, float32 or float64, of any strides and any leading shape,
+with the latent dimension last. Low precision is read as it is and computed in float32; losses come back in float32
+(float64 for float64), samples and gradients in the dtype of the inputs.
+
+`reduction` turns one loss per element into the result, for inputs of shape [B, ..., D]:
+"none" keeps them; "sample" sums the last dimension; "sum" sums all; "mean" divides that by the number of elements;
+"batchmean" divides it by B, the size of the first dimension, as `torch.nn.functional.kl_div` does.
+
+Noise. A stochastic function takes at most one of `noise` (the noise itself, shaped like the input; it has a gradient
+only if it requires one), `generator` (a `torch.Generator`), and `rng` (an int64 tensor [2], seed and offset, that fixes
+the noise). With none of them the seed comes from PyTorch's own generator, so `torch.manual_seed` governs it. The noise
+is a pure function of the seed and of the logical index of the element: it does not depend on strides, threads or
+device. The backward pass draws it again instead of storing it.
+
+Results are the same bits on every run and for every number of threads. Non-finite inputs propagate as in the plain
+expression. Wrong arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError for a wrong
+shape, device or value. Gradients are once differentiable.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastib import _arguments, _ops, _rng
+from fastib._arguments import Reduction
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    rng: Tensor | None = None,
+) -> Tensor:
+    """Draws from N(mu, exp(logvar)) so that gradients reach both::
+
+        mu + torch.exp(logvar / 2) * torch.randn_like(mu)
+
+    Args:
+        mu: means, any shape.
+        logvar: logarithms of the variances, like `mu`.
+        noise: standard normal noise to use, like `mu`.
+        generator: the generator to draw from, instead of PyTorch's own.
+        rng: int64 [2] on the device of `mu`: fixes the noise, or repeats that of another call.
+
+    Returns:
+        The sample, with the shape, dtype and strides of `mu`.
+
+    Gradients: mu, logvar (g (z - mu) / 2, with the noise drawn again), and noise if it requires one.
+
+    Raises:
+        TypeError: for a tensor of a wrong dtype, or not a tensor.
+        ValueError: if shapes or devices differ, or more than one source of noise is given.
+
+    Source: Kingma & Welling 2014, "Auto-encoding variational Bayes", section 2.4.
+
+    >>> import torch, fastib
+    >>> mu, logvar = torch.zeros(4, 2), torch.zeros(4, 2)
+    >>> fastib.reparameterize(mu, logvar).shape
+    torch.Size([4, 2])
+    """
+    noise, rng = _check_noisy("mu", mu, "logvar", logvar, noise, generator, rng)
+    return _ops.Reparameterize.apply(mu, logvar, noise, rng)  # type: ignore[no-any-return]
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    reduction: str = "batchmean",
+    free_bits: float = 0.0,
+    free_bits_per: str = "dimension",
+) -> Tensor:
+    """KL divergence of N(mu, exp(logvar)) to N(0, 1), or to N(prior_mu, exp(prior_logvar)), in nats::
+
+        kl = (mu**2 + torch.expm1(logvar) - logvar) / 2
+        # with a prior, where d = logvar - prior_logvar:
+        kl = (torch.expm1(d) - d + (mu - prior_mu)**2 * torch.exp(-prior_logvar)) / 2
+        kl.sum() / mu.shape[0]
+
+    accurate to a few units in the last place also near logvar = 0, where exp(l) - 1 - l cancels.
+
+    Args:
+        mu: means, [B, ..., D].
+        logvar: logarithms of the variances, like `mu`.
+        prior_mu: means of the prior, broadcast to `mu`; 0 if not given.
+        prior_logvar: logarithms of the variances of the prior, broadcast to `mu`; 0 if not given.
+        reduction: "none" (per element), "sample" (summed over the last dimension), "sum", "mean", or "batchmean".
+        free_bits: a floor in nats, applied before any scaling, below which the KL has no gradient.
+        free_bits_per: what the floor holds for. "dimension": the mean over the batch of each latent dimension, that is
+            of every entry but the first's (Kingma et al. 2016); "element": each element; "total": the sum over
+            dimensions of those means. "dimension" and "total" need a reduction over the batch.
+
+    Returns:
+        The KL in float32 (float64 for float64): a scalar, or [B, ...] for "sample", or [B, ..., D] for "none".
+
+    Gradients: all four tensors. For the unit prior: mu, and expm1(logvar) / 2.
+
+    Raises:
+        TypeError: for a tensor of a wrong dtype, or not a tensor, or `free_bits` not a number.
+        ValueError: if shapes do not match or broadcast, devices differ, `reduction` or `free_bits_per` is unknown,
+            `free_bits` is negative or not finite, or has no meaning for the reduction.
+
+    Source: Kingma & Welling 2014, appendix B; free bits: Kingma et al. 2016, "Improving variational inference with
+    inverse autoregressive flow", section on optimisation.
+
+    >>> import torch, fastib
+    >>> fastib.gaussian_kl(torch.ones(4, 2), torch.zeros(4, 2))
+    tensor(1.)
+    """
+    _arguments.check_floating("mu", mu)
+    _arguments.check_like("logvar", logvar, "mu", mu)
+    kind, scale = _arguments.reduction_of(reduction, mu.shape)
+    if prior_mu is not None or prior_logvar is not None:
+        zero = mu.new_zeros(())
+        prior_mu = _arguments.broadcast("prior_mu", zero if prior_mu is None else prior_mu, "mu", mu)
+        prior_logvar = _arguments.broadcast("prior_logvar", zero if prior_logvar is None else prior_logvar, "mu", mu)
+    _arguments.check_free_bits(free_bits, free_bits_per, reduction)
+    distributions = mu, logvar, prior_mu, prior_logvar
+    if free_bits == 0:
+        return _ops.GaussianKL.apply(*distributions, kind, scale)  # type: ignore[no-any-return]
+    if free_bits_per == "element":
+        return _reduce_elements(_ops.GaussianKL.apply(*distributions, Reduction.NONE, 1.0), free_bits, kind, scale)
+    batch = _arguments.batch_size(mu.shape)
+    over = Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM
+    mean = _ops.GaussianKL.apply(*distributions, over, 1 / max(batch, 1))
+    return mean.clamp(min=free_bits).sum() * (scale * batch)  # type: ignore[no-any-return]
+
+
+def _reduce_elements(kl: Tensor, floor: float, kind: int, scale: float) -> Tensor:
+    kl = kl.clamp(min=floor)
+    if kind == Reduction.NONE:
+        return kl
+    return kl.sum(-1) if kind == Reduction.SAMPLE and kl.dim() > 0 else kl.sum() * scale
+
+
+def reparameterize_with_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    reduction: str = "batchmean",
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    rng: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`reparameterize` and `gaussian_kl` to N(0, 1), in one pass over mu and logvar::
+
+        z = mu + torch.exp(logvar / 2) * torch.randn_like(mu)
+        kl = (mu**2 + torch.expm1(logvar) - logvar).sum() / 2 / mu.shape[0]
+
+    Args:
+        mu: means, [B, ..., D].
+        logvar: logarithms of the variances, like `mu`.
+        reduction: of the KL: "none", "sample" (summed over the last dimension), "sum", "mean", or "batchmean".
+        noise: standard normal noise to use, like `mu`.
+        generator: the generator to draw from, instead of PyTorch's own.
+        rng: int64 [2] on the device of `mu`: fixes the noise, or repeats that of another call.
+
+    Returns:
+        (z, kl): the sample, with the shape, dtype and strides of `mu`, and the KL in nats, in float32 (float64 for
+        float64).
+
+    Gradients: mu, logvar, through both results in one pass, and noise if it requires one. Between the passes only the
+    inputs and the 16 bytes of `rng` are kept.
+
+    Raises:
+        TypeError: for a tensor of a wrong dtype, or not a tensor.
+        ValueError: if shapes or devices differ, `reduction` is unknown, or more than one source of noise is given.
+
+    Source: Kingma & Welling 2014, section 2.4 and appendix B.
+
+    >>> import torch, fastib
+    >>> z, kl = fastib.reparameterize_with_kl(torch.ones(4, 2), torch.zeros(4, 2))
+    >>> z.shape, kl
+    (torch.Size([4, 2]), tensor(1.))
+    """
+    noise, rng = _check_noisy("mu", mu, "logvar", logvar, noise, generator, rng)
+    kind, scale = _arguments.reduction_of(reduction, mu.shape)
+    return _ops.ReparameterizeWithKL.apply(mu, logvar, noise, rng, kind, scale)  # type: ignore[no-any-return]
+
+
+def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Tensor:
+    """The log-variance penalty E[-log |Sigma(x)|] / 2 of a diagonal Gaussian encoder, in nats::
+
+        -logvar.sum() / 2 / logvar.shape[0]
+
+    Up to a constant it is the information that a code with that noise keeps of its input, under an improper flat prior.
+    For multiplicative noise with standard deviation std it is -log(std): pass logvar = 2 * log_std.
+
+    Args:
+        logvar: logarithms of the variances, [B, ..., D].
+        reduction: "none", "sample" (summed over the last dimension), "sum", "mean", or "batchmean".
+
+    Returns:
+        The penalty in float32 (float64 for float64). It is negative where the variance exceeds 1.
+
+    Gradients: logvar; a constant, returned as an expanded tensor that takes no memory.
+
+    Raises:
+        TypeError: if `logvar` is not a tensor of a floating dtype.
+        ValueError: if `reduction` is unknown.
+
+    Source: Achille & Soatto 2018, "Information Dropout", section 4.
+
+    >>> import torch, fastib
+    >>> fastib.log_variance_penalty(torch.full((4, 2), -1.0))
+    tensor(1.)
+    """
+    _arguments.check_floating("logvar", logvar)
+    return _ops.LogVariancePenalty.apply(logvar, *_arguments.reduction_of(reduction, logvar.shape))  # type: ignore[no-any-return]
+
+
+def information_dropout(
+    x: Tensor,
+    log_std: Tensor,
+    *,
+    prior: str = "log_uniform",
+    prior_mean: Tensor | float | None = None,
+    prior_log_std: Tensor | float | None = None,
+    mask_zero: bool = True,
+    mean_one: bool = False,
+    reduction: str = "batchmean",
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    rng: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Multiplies activations by log-normal noise of a learned size, and gives the KL that it costs::
+
+        std = torch.exp(log_std)
+        shift = std**2 / 2 if mean_one else 0
+        z = x * torch.exp(std * torch.randn_like(x) - shift)
+        # prior="log_uniform", for ReLU activations:
+        kl = torch.where(x > 0, -log_std, 0) if mask_zero else -log_std
+        # prior="log_normal", for softplus activations, with prior_std = exp(prior_log_std):
+        kl = ((std / prior_std)**2 + ((torch.log(x) - shift - prior_mean) / prior_std)**2 - 1) / 2
+        kl = kl + prior_log_std - log_std
+        kl.sum() / x.shape[0]
+
+    Args:
+        x: activations, [B, ...]: not negative for the log-uniform prior, positive for the log-normal one (at 0 its KL is
+            infinite).
+        log_std: logarithm of the standard deviation of the log noise, like `x`. (It is log(alpha) of the paper, whose
+            alpha is a standard deviation. From a log-variance, pass half of it.)
+        prior: "log_uniform" or "log_normal".
+        prior_mean, prior_log_std: of the log-normal prior, on log z: numbers, or tensors of one element that may be
+            trained; 0 if not given.
+        mask_zero: an activation of 0 passes no information, whatever its noise, and costs a constant. False charges it
+            as the others, which reproduces the authors' code; that also adds log(alpha_max + 0.001) to each element, a
+            constant that is left out here.
+        mean_one: shifts the log noise by -std**2 / 2, so that the noise has mean 1 and switching it off at test time
+            keeps the mean of z. The log-uniform KL is unchanged; the log-normal one is that of the shifted mean.
+        reduction: of the KL: "none", "sample" (summed over the last dimension), "sum", "mean", or "batchmean".
+        noise: standard normal noise to use, like `x`.
+        generator: the generator to draw from, instead of PyTorch's own.
+        rng: int64 [2] on the device of `x`: fixes the noise, or repeats that of another call.
+
+    Returns:
+        (z, kl): the noisy activations, with the shape, dtype and strides of `x`, and the KL in nats, in float32 (float64
+        for float64).
+
+    The KL is per sample. The authors divide theirs by the number N of training samples and average the cross-entropy:
+    their beta is N times ours (beta = 3 on CIFAR-10 is 6e-5 here).
+
+    Gradients: x, log_std, prior_mean, prior_log_std, and noise if it requires one.
+
+    Raises:
+        TypeError: for a tensor of a wrong dtype, or not a tensor.
+        ValueError: if shapes or devices differ, `prior` or `reduction` is unknown, the log-uniform prior is given
+            parameters, a prior's parameter has more than one element, or more than one source of noise is given.
+
+    Source: Achille & Soatto 2018, "Information Dropout: learning optimal representations through noisy computation",
+    propositions 2 and 3.
+
+    >>> import torch, fastib
+    >>> x, log_std = torch.tensor([[0.0, 2.0]]), torch.tensor([[-1.0, -1.0]])
+    >>> z, kl = fastib.information_dropout(x, log_std)
+    >>> z[0, 0], kl
+    (tensor(0.), tensor(1.))
+    """
+    noise, rng = _check_noisy("x", x, "log_std", log_std, noise, generator, rng)
+    mean, std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
+    kind, scale = _arguments.reduction_of(reduction, x.shape)
+    return _ops.InformationDropout.apply(  # type: ignore[no-any-return]
+        x, log_std, mean, std, noise, rng, prior == "log_normal", mask_zero, mean_one, kind, scale
+    )
+
+
+def _check_noisy(
+    name: str,
+    x: Tensor,
+    other_name: str,
+    other: Tensor,
+    noise: Tensor | None,
+    generator: torch.Generator | None,
+    rng: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Checks the inputs of a stochastic function; its noise or, where none is given, its rng."""
+    _arguments.check_floating(name, x)
+    _arguments.check_like(other_name, other, name, x)
+    if noise is not None:
+        _arguments.check_like("noise", noise, name, x)
+    return noise, _rng.draw(x, noise, generator, rng)

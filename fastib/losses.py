@@ -1,0 +1,190 @@
+"""The losses as modules, for training loops: each returns the loss to minimise and, beside it, its named terms.
+
+Reconstruction and KL are sums over a sample, averaged over the batch (B, the size of the first dimension), in nats.
+Where a weight follows a schedule, call `step()` on the loss after each step of the optimiser.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastib._arguments import accumulate_dtype, check_choice, check_number
+from fastib.functional import gaussian_kl
+from fastib.schedules import Linear, Schedule
+
+
+class VAETerms(NamedTuple):
+    """The loss of a VAE and what it is made of. All but `loss` are detached: they are for the log."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+
+
+class _VAELoss(nn.Module):
+    def __init__(self, likelihood: str) -> None:
+        super().__init__()
+        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
+        self.likelihood = likelihood
+
+    def step(self) -> None:
+        """Advances the schedules: call it once after each step of the optimiser."""
+        for module in self.children():
+            if isinstance(module, Schedule):
+                module.step()
+
+    def _reconstruction(self, output: Tensor, target: Tensor) -> Tensor:
+        """-log p(target | output) per sample, averaged over the batch."""
+        if output.shape != target.shape:
+            raise ValueError(
+                f"output must have the shape of target, {tuple(target.shape)}, got {tuple(output.shape)}"
+            )
+        output = output.to(accumulate_dtype(output.dtype))
+        target = target.to(output.dtype)
+        if self.likelihood == "bernoulli":
+            total = F.binary_cross_entropy_with_logits(output, target, reduction="sum")
+        else:
+            total = F.mse_loss(output, target, reduction="sum") / 2
+        return total / output.shape[0]
+
+
+def _kl(mu: Tensor | None, logvar: Tensor | None, kl: Tensor | None, reduction: str, free_bits: float) -> Tensor:
+    """The KL given, or that of the posterior given."""
+    if kl is not None:
+        if mu is not None or logvar is not None:
+            raise ValueError("kl must be None where mu and logvar are given")
+        if free_bits > 0:
+            raise ValueError(f"kl must be None with free_bits={free_bits}, which needs mu and logvar")
+        return kl
+    if mu is None or logvar is None:
+        raise ValueError("mu and logvar must both be given where kl is not")
+    return gaussian_kl(mu, logvar, reduction=reduction, free_bits=free_bits)
+
+
+class BetaVAELoss(_VAELoss):
+    """Reconstruction + beta KL::
+
+        F.binary_cross_entropy_with_logits(output, target, reduction="sum") / B \\
+            + beta * (mu**2 + torch.expm1(logvar) - logvar).sum() / 2 / B
+
+    Args:
+        beta: the weight of the KL: a number, or a `Schedule` (beta = 1 is the evidence lower bound).
+        likelihood: "bernoulli" (output is logits, target in [0, 1]) or "gaussian" (unit variance:
+            half the squared error, constants left out).
+        free_bits: floor for the batch mean of each latent dimension's KL, in nats; see `fastib.gaussian_kl`.
+
+    Call it with `(output, target, mu, logvar)`, or with `(output, target, kl=kl)` where `kl` is the batch mean that
+    `fastib.reparameterize_with_kl` returned. It returns `VAETerms(loss, reconstruction, kl)`.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type, dtype or value, naming the argument.
+
+    Source: Higgins et al. 2017, "beta-VAE", equation 4.
+
+    >>> import torch
+    >>> from fastib.losses import BetaVAELoss
+    >>> criterion = BetaVAELoss(beta=4.0)
+    >>> output, target, mu, logvar = torch.zeros(8, 3), torch.ones(8, 3), torch.ones(8, 2), torch.zeros(8, 2)
+    >>> loss, reconstruction, kl = criterion(output, target, mu, logvar)
+    >>> kl
+    tensor(1.)
+    """
+
+    def __init__(self, beta: float | Schedule = 1.0, *, likelihood: str = "bernoulli", free_bits: float = 0.0) -> None:
+        super().__init__(likelihood)
+        if not isinstance(beta, Schedule):
+            check_number("beta", beta, minimum=0.0)
+        check_number("free_bits", free_bits, minimum=0.0)
+        self.beta = beta
+        self.free_bits = free_bits
+
+    def extra_repr(self) -> str:
+        beta = "" if isinstance(self.beta, Schedule) else f"beta={self.beta}, "
+        return f"{beta}likelihood={self.likelihood!r}, free_bits={self.free_bits}"
+
+    def forward(
+        self,
+        output: Tensor,
+        target: Tensor,
+        mu: Tensor | None = None,
+        logvar: Tensor | None = None,
+        *,
+        kl: Tensor | None = None,
+    ) -> VAETerms:
+        kl = _kl(mu, logvar, kl, "batchmean", self.free_bits)
+        reconstruction = self._reconstruction(output, target)
+        beta = self.beta.value if isinstance(self.beta, Schedule) else self.beta
+        return VAETerms(reconstruction + beta * kl, reconstruction.detach(), kl.detach())
+
+
+class AnnealedVAELoss(_VAELoss):
+    """Reconstruction + gamma |KL - C|, with a capacity C that grows with the optimiser step::
+
+        kl = (mu**2 + torch.expm1(logvar) - logvar).sum(-1) / 2
+        reconstruction + gamma * (kl.mean() - C).abs()      # per="batch"
+        reconstruction + gamma * (kl - C).abs().mean()      # per="sample"
+
+    Args:
+        gamma: the weight of the constraint.
+        capacity: C in nats: the number that it grows to, linearly from 0 over `steps` steps of the optimiser, or a
+            `Schedule` of its own (then `steps` has no meaning).
+        steps: the number of optimiser steps over which C grows.
+        per: what C constrains: the mean KL of the "batch", or the KL of each "sample", whose loss has another value
+            and another gradient.
+        likelihood: "bernoulli" or "gaussian", as in `BetaVAELoss`.
+
+    Call it with `(output, target, mu, logvar)`, or with `(output, target, kl=kl)` where `kl` came from
+    `fastib.reparameterize_with_kl` with `reduction="batchmean"` for "batch", "sample" for "sample". It returns
+    `VAETerms(loss, reconstruction, kl)`, kl being the batch mean. Call `step()` after each step of the optimiser:
+    C moves then, and only then.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type, dtype or value, naming the argument.
+
+    Source: Burgess et al. 2018, "Understanding disentangling in beta-VAE", equation 8; gamma = 1000 and C from 0 to 25
+    nats over 100 000 steps are its values for dSprites.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 1000.0,
+        capacity: float | Schedule = 25.0,
+        steps: int = 100_000,
+        *,
+        per: str = "batch",
+        likelihood: str = "bernoulli",
+    ) -> None:
+        super().__init__(likelihood)
+        check_number("gamma", gamma, minimum=0.0)
+        check_choice("per", per, ("batch", "sample"))
+        if not isinstance(capacity, Schedule):
+            check_number("capacity", capacity, minimum=0.0)
+            capacity = Linear(0.0, capacity, steps)
+        self.gamma = gamma
+        self.capacity = capacity
+        self.per = per
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}, per={self.per!r}, likelihood={self.likelihood!r}"
+
+    def forward(
+        self,
+        output: Tensor,
+        target: Tensor,
+        mu: Tensor | None = None,
+        logvar: Tensor | None = None,
+        *,
+        kl: Tensor | None = None,
+    ) -> VAETerms:
+        kl = _kl(mu, logvar, kl, "batchmean" if self.per == "batch" else "sample", 0.0)
+        if self.per == "batch" and kl.dim() != 0:
+            raise ValueError(f"kl must be a scalar with per='batch', got shape {tuple(kl.shape)}")
+        if self.per == "sample" and kl.shape != target.shape[:1]:
+            raise ValueError(f"kl must have one value per sample, {target.shape[0]}, got shape {tuple(kl.shape)}")
+        reconstruction = self._reconstruction(output, target)
+        constraint = torch.abs(kl - self.capacity.value).mean()
+        return VAETerms(reconstruction + self.gamma * constraint, reconstruction.detach(), kl.detach().mean())

@@ -1,0 +1,126 @@
+"""Annealing by optimiser step: of beta, or of the capacity.
+
+A schedule has a `value`, a tensor that losses multiply by, and moves when `step()` is called, once after each step of
+the optimiser: never by an evaluation of the loss, so validation does not advance it. It is a module, so that a
+checkpoint of the loss or model that holds it holds its position, and a resumed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastib._arguments import check_number
+
+
+class Schedule(nn.Module, abc.ABC):
+    """A number that depends on the optimiser step. Subclasses say how, in `at`."""
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.register_buffer("value", torch.tensor(self.at(0)), persistent=False)
+
+    @abc.abstractmethod
+    def at(self, step: int) -> float:
+        """The value at an optimiser step."""
+
+    def step(self) -> None:
+        """Advances by one step of the optimiser."""
+        self.steps += 1
+        self.value.fill_(self.at(self.steps))
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.steps = int(state["steps"])
+        self.value.fill_(self.at(self.steps))
+
+
+def _check_steps(name: str, steps: Any) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"{name} must be an int, got {type(steps).__name__}")
+    if steps < 1:
+        raise ValueError(f"{name} must be at least 1, got {steps}")
+
+
+class _Ramp(Schedule):
+    def __init__(self, start: float, end: float, steps: int) -> None:
+        check_number("start", start)
+        check_number("end", end)
+        _check_steps("steps", steps)
+        self.start, self.end, self.length = float(start), float(end), steps
+        super().__init__()
+
+    def extra_repr(self) -> str:
+        return f"start={self.start}, end={self.end}, steps={self.length}"
+
+    def _between(self, fraction: float) -> float:
+        return self.start + (self.end - self.start) * fraction
+
+
+class Linear(_Ramp):
+    """From `start` to `end` in equal parts over `steps` optimiser steps; `end` from then on::
+
+        start + (end - start) * min(step / steps, 1)
+
+    Source: Burgess et al. 2018, "Understanding disentangling in beta-VAE", section 5 (the capacity).
+
+    >>> from fastib.schedules import Linear
+    >>> capacity = Linear(0.0, 25.0, steps=100)
+    >>> capacity.at(0), capacity.at(50), capacity.at(1000)
+    (0.0, 12.5, 25.0)
+    """
+
+    def at(self, step: int) -> float:
+        return self._between(min(step / self.length, 1.0))
+
+
+class Cosine(_Ramp):
+    """From `start` to `end` along half a cosine over `steps` optimiser steps; `end` from then on::
+
+        start + (end - start) * (1 - cos(pi * min(step / steps, 1))) / 2
+
+    Source: the shape of Loshchilov & Hutter 2017, "SGDR", equation 5.
+
+    >>> from fastib.schedules import Cosine
+    >>> Cosine(0.0, 4.0, steps=100).at(50)
+    2.0
+    """
+
+    def at(self, step: int) -> float:
+        return self._between((1 - math.cos(math.pi * min(step / self.length, 1.0))) / 2)
+
+
+class Cyclic(_Ramp):
+    """Repeats: from `start` to `end` over the first `ramp` of a period of `steps` optimiser steps, then stays::
+
+        start + (end - start) * min((step % steps) / (ramp * steps), 1)
+
+    Source: Fu et al. 2019, "Cyclical annealing schedule", section 4.
+
+    >>> from fastib.schedules import Cyclic
+    >>> beta = Cyclic(0.0, 1.0, steps=100)
+    >>> beta.at(25), beta.at(75), beta.at(125)
+    (0.5, 1.0, 0.5)
+    """
+
+    def __init__(self, start: float, end: float, steps: int, ramp: float = 0.5) -> None:
+        check_number("ramp", ramp)
+        if not 0 < ramp <= 1:
+            raise ValueError(f"ramp must be above 0 and at most 1, got {ramp!r}")
+        self.ramp = float(ramp)
+        super().__init__(start, end, steps)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ramp={self.ramp}"
+
+    def at(self, step: int) -> float:
+        return self._between(min(step % self.length / (self.ramp * self.length), 1.0))
