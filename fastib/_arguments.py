@@ -58,6 +58,14 @@ def check_dtype_and_device(name: str, value: Tensor, other_name: str, other: Ten
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
+def check_noisy(name: str, x: Any, other_name: str, other: Any, noise: Any) -> None:
+    """Checks the tensors of a stochastic function, before its noise is drawn."""
+    check_floating(name, x)
+    check_like(other_name, other, name, x)
+    if noise is not None:
+        check_like("noise", noise, name, x)
+
+
 def broadcast(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
     """`value` expanded to the shape of `other`, whose dtype and device it must have."""
     check_floating(name, value)

@@ -61,8 +61,19 @@ def philox_words(rng: Tensor, start: int, count: int) -> Tensor:
 def normal(rng: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """Standard normal noise: what the kernels draw, to the last few bits of `dtype`."""
     count = shape.numel()
-    words = philox_words(rng, 0, -(-count // 4)).double()
-    radius = (-2 * torch.log((words[:, 0::2] + 0.5) / 2**32)).sqrt()
-    angle = words[:, 1::2] * (2 * math.pi / 2**32)
-    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    words = philox_words(rng, 0, -(-count // 4))
+    radius = (-2 * torch.log((words[:, 0::2].double() + 0.5) / 2**32)).sqrt()
+    cosine, sine = _turn(words[:, 1::2])
+    pairs = torch.stack((radius * cosine, radius * sine), dim=-1)
     return pairs.flatten()[:count].view(shape).to(dtype)
+
+
+def _turn(word: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of 2 pi word / 2**32, accurate near their zeros: the quadrant is taken off in integers."""
+    quadrant = (word + 2**29) >> 30
+    angle = (word - (quadrant << 30)).double() * (math.pi / 2 / 2**30)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    odd = quadrant % 2 == 1
+    cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
+    sign = torch.where(quadrant % 4 >= 2, -1.0, 1.0)
+    return cosine * sign, sine * sign

@@ -63,7 +63,8 @@ def reparameterize(
     >>> fastib.reparameterize(mu, logvar).shape
     torch.Size([4, 2])
     """
-    noise, rng = _check_noisy("mu", mu, "logvar", logvar, noise, generator, rng)
+    _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
+    rng = _rng.draw(mu, noise, generator, rng)
     return _ops.Reparameterize.apply(mu, logvar, noise, rng)  # type: ignore[no-any-return]
 
 
@@ -180,8 +181,9 @@ def reparameterize_with_kl(
     >>> z.shape, kl
     (torch.Size([4, 2]), tensor(1.))
     """
-    noise, rng = _check_noisy("mu", mu, "logvar", logvar, noise, generator, rng)
+    _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
+    rng = _rng.draw(mu, noise, generator, rng)
     return _ops.ReparameterizeWithKL.apply(mu, logvar, noise, rng, kind, scale)  # type: ignore[no-any-return]
 
 
@@ -283,26 +285,11 @@ def information_dropout(
     >>> z[0, 0], kl
     (tensor(0.), tensor(1.))
     """
-    noise, rng = _check_noisy("x", x, "log_std", log_std, noise, generator, rng)
+    _arguments.check_noisy("x", x, "log_std", log_std, noise)
     mean, std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, scale = _arguments.reduction_of(reduction, x.shape)
+    rng = _rng.draw(x, noise, generator, rng)
     return _ops.InformationDropout.apply(  # type: ignore[no-any-return]
         x, log_std, mean, std, noise, rng, prior == "log_normal", mask_zero, mean_one, kind, scale
     )
 
-
-def _check_noisy(
-    name: str,
-    x: Tensor,
-    other_name: str,
-    other: Tensor,
-    noise: Tensor | None,
-    generator: torch.Generator | None,
-    rng: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Checks the inputs of a stochastic function; its noise or, where none is given, its rng."""
-    _arguments.check_floating(name, x)
-    _arguments.check_like(other_name, other, name, x)
-    if noise is not None:
-        _arguments.check_like("noise", noise, name, x)
-    return noise, _rng.draw(x, noise, generator, rng)

@@ -26,7 +26,8 @@ def reparameterize(
     rng: Tensor | None = None,
 ) -> Tensor:
     """See `fastib.reparameterize`."""
-    noise = _noise("mu", mu, "logvar", logvar, noise, generator, rng)
+    _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
+    noise = _noise(mu, noise, generator, rng)
     m, lv, eps = _accumulate(mu, logvar, noise)
     return (m + torch.exp(lv / 2) * eps).to(mu.dtype)
 
@@ -69,8 +70,8 @@ def reparameterize_with_kl(
     rng: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `fastib.reparameterize_with_kl`."""
-    z = reparameterize(mu, logvar, noise=noise, generator=generator, rng=rng)
-    return z, gaussian_kl(mu, logvar, reduction=reduction)
+    kl = gaussian_kl(mu, logvar, reduction=reduction)
+    return reparameterize(mu, logvar, noise=noise, generator=generator, rng=rng), kl
 
 
 def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Tensor:
@@ -95,22 +96,17 @@ def information_dropout(
     rng: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `fastib.information_dropout`."""
-    noise = _noise("x", x, "log_std", log_std, noise, generator, rng)
+    _arguments.check_noisy("x", x, "log_std", log_std, noise)
     prior_mean, prior_log_std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, scale = _arguments.reduction_of(reduction, x.shape)
+    noise = _noise(x, noise, generator, rng)
     f, a, eps = _accumulate(x, log_std, noise)
     z, kl = _dropout(f, a, eps, prior_mean, prior_log_std, prior == "log_normal", mask_zero, mean_one)
     return z.to(x.dtype), _reduce(kl, kind, scale)
 
 
-def _noise(
-    name: str, x: Tensor, other_name: str, other: Tensor, noise: Any, generator: Any, rng: Any
-) -> Tensor:
-    """Checks the inputs of a stochastic function; the noise given, or drawn."""
-    _arguments.check_floating(name, x)
-    _arguments.check_like(other_name, other, name, x)
-    if noise is not None:
-        _arguments.check_like("noise", noise, name, x)
+def _noise(x: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor:
+    """The noise given, or drawn."""
     rng = _rng.draw(x, noise, generator, rng)
     return noise if rng is None else _rng.normal(rng, x.shape, accumulate_dtype(x.dtype))  # type: ignore[no-any-return]
 
@@ -212,13 +208,13 @@ def _gaussian_kl_backward(
     m, lv = _accumulate(mu, logvar)
     g = _spread(grad, m, reduction, scale)
     if prior_mu is None or prior_logvar is None:
-        return _dense(g * m, mu), _dense(g * torch.expm1(lv) / 2, logvar), mu.new_empty(0), mu.new_empty(0)
+        return _dense(g * m, mu), _dense(g * (torch.expm1(lv) / 2), logvar), mu.new_empty(0), mu.new_empty(0)
     p, pl = _accumulate(prior_mu, prior_logvar)
     ratio, by_mu = torch.expm1(lv - pl), (m - p) * torch.exp(-pl)
-    d_mu, d_logvar = _dense(g * by_mu, mu), _dense(g * ratio / 2, logvar)
+    d_mu, d_logvar = _dense(g * by_mu, mu), _dense(g * (ratio / 2), logvar)
     if not prior_needs_grad:
         return d_mu, d_logvar, mu.new_empty(0), mu.new_empty(0)
-    return d_mu, d_logvar, _dense(-g * by_mu, mu), _dense(-g * (ratio + (m - p) * by_mu) / 2, mu)
+    return d_mu, d_logvar, _dense(-g * by_mu, mu), _dense(-g * ((ratio + (m - p) * by_mu) / 2), mu)
 
 
 def _reparameterize_with_kl_kernel(
@@ -247,7 +243,7 @@ def _reparameterize_with_kl_backward(
     if grad_kl is not None:
         gk = _spread(grad_kl, m, reduction, scale)
         d_mu = d_mu + gk * m
-        d_logvar = d_logvar + gk * torch.expm1(lv) / 2
+        d_logvar = d_logvar + gk * (torch.expm1(lv) / 2)
     return _dense(d_mu, mu), _dense(d_logvar, logvar)
 
 

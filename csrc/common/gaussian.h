@@ -4,7 +4,7 @@
 // expm1(l) - l = a^2 + 2 (a - h), with h = l/2 and a = expm1(h): a sum of positive terms, so no digit is lost.
 template <class V>
 FASTIB_INLINE V expm1_minus_logvar(const Exp<V>& half) {
-  return half.minus_1 * half.minus_1 + (half.minus_1_minus_x + half.minus_1_minus_x);
+  return fma<V>(half.minus_1, half.minus_1, half.minus_1_minus_x + half.minus_1_minus_x);
 }
 
 template <class V>
@@ -15,7 +15,7 @@ FASTIB_INLINE V expm1_logvar(const Exp<V>& half) {
 // KL(N(mu, e^l) || N(0, 1)) = (mu^2 + expm1(l) - l) / 2. Derivatives: mu, expm1(l) / 2.
 template <class V>
 FASTIB_INLINE V kl_standard(V mu, V expm1_minus_l) {
-  return Scalar<V>(0.5) * (mu * mu + expm1_minus_l);
+  return Scalar<V>(0.5) * fma<V>(mu, mu, expm1_minus_l);
 }
 
 // KL(N(mu, e^l) || N(prior_mu, e^prior_l)) with d = l - prior_l: (expm1(d) - d + (mu - prior_mu)^2 e^-prior_l) / 2.
@@ -44,7 +44,7 @@ struct DropoutNoise {
 template <class V>
 FASTIB_INLINE DropoutNoise<V> dropout_noise(V log_std, V normal, Scalar<V> shift) {
   const V std = exponential<V>(log_std).value;
-  const V exponent = std * normal - Scalar<V>(0.5) * shift * (std * std);
+  const V exponent = fma<V>(std, normal, Scalar<V>(-0.5) * shift * (std * std));
   return {std, exponent, exponential<V>(exponent).value};
 }
 
@@ -60,8 +60,8 @@ FASTIB_INLINE DropoutKl<V> dropout_kl_log_normal(V x, V log_std, V std, Scalar<V
                                                  Scalar<V> shift) {
   using S = Scalar<V>;
   const V variance = std * std * prior_precision;
-  const V deviation = logarithm<V>(x) - S(0.5) * shift * (std * std) - prior_mean;
+  const V deviation = fma<V>(std * std, S(-0.5) * shift, logarithm<V>(x)) - prior_mean;
   const V scaled = deviation * prior_precision, square = deviation * scaled;
   return {S(0.5) * (variance + square - S(1)) + prior_log_std - log_std, scaled / x,
-          variance - S(1) - shift * (std * std) * scaled, -scaled, S(1) - variance - square};
+          fma<V>(std * std, -shift * scaled, variance - S(1)), -scaled, S(1) - variance - square};
 }

@@ -2,7 +2,7 @@
 //
 // No include guard, on purpose: every instruction set compiles its own copy of this file inside its own namespace
 // (cpu/each_isa.h). Whoever includes it has defined, for V: Scalar<V>, Int<V>, Uint<V>, splat, as_int, as_real,
-// to_real and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors and scalars alike.
+// to_real, any, fma and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors and scalars alike.
 
 template <class S>
 struct Constants;
@@ -62,17 +62,17 @@ template <class V, class S, int N>
 FASTIB_INLINE V polynomial(const S (&coefficients)[N], V x) {
   if constexpr (N <= 4) {
     V sum = splat<V>(coefficients[N - 1]);
-    for (int i = N - 2; i >= 0; --i) sum = sum * x + coefficients[i];
+    for (int i = N - 2; i >= 0; --i) sum = fma<V>(sum, x, coefficients[i]);
     return sum;
   } else {  // even and odd powers apart: half the chain of dependent multiply-adds
     const V square = x * x;
     V a = splat<V>(coefficients[N - 1]), b = splat<V>(coefficients[N - 2]);
     for (int i = N - 3; i >= 1; i -= 2) {
-      a = a * square + coefficients[i];
-      b = b * square + coefficients[i - 1];
+      a = fma<V>(a, square, coefficients[i]);
+      b = fma<V>(b, square, coefficients[i - 1]);
     }
-    if constexpr (N % 2 == 1) return (b * x + a * square) + coefficients[0];
-    return a * x + b;
+    if constexpr (N % 2 == 1) return fma<V>(a, square, fma<V>(b, x, coefficients[0]));
+    return fma<V>(a, x, b);
   }
 }
 
@@ -93,9 +93,9 @@ template <class V>
 FASTIB_INLINE ReducedExp<V> reduced_exponential(V x) {
   using K = Constants<Scalar<V>>;
   ReducedExp<V> e;
-  e.shifted = x * K::log2e + K::round;
+  e.shifted = fma<V>(x, K::log2e, K::round);
   e.n = e.shifted - K::round;
-  const V r = (x - e.n * K::ln2_hi) - e.n * K::ln2_lo;
+  const V r = fma<V>(e.n, -K::ln2_lo, fma<V>(e.n, -K::ln2_hi, x));
   e.tail = r * r * polynomial(K::exp, r);
   e.r_minus_1 = r + e.tail;
   return e;
@@ -118,8 +118,8 @@ FASTIB_OUT_OF_LINE Exp<V> exponential_of_extremes(V x) {
   const ReducedExp<V> e = reduced_exponential(clamped);
   const Int<V> n = as_int(e.shifted) - as_int(splat<V>(K::round)), half = n >> 1;
   const V low = power_of_two<V>(half), high = power_of_two<V>(n - half), scale = low * high;
-  const V value = (low * e.r_minus_1 + low) * high;
-  const V minus_1 = ((x > S(-1)) & (x < S(1))) ? scale * e.r_minus_1 + (scale - S(1)) : value - S(1);
+  const V value = fma<V>(low, e.r_minus_1, low) * high;
+  const V minus_1 = ((x > S(-1)) & (x < S(1))) ? fma<V>(scale, e.r_minus_1, scale - S(1)) : value - S(1);
   return {value, minus_1, e.n == S(0) ? e.tail : minus_1 - x};
 }
 
@@ -130,15 +130,15 @@ FASTIB_INLINE Exp<V> exponential(V x) {
   if (any<V>(!((x >= -K::exp_easy) & (x <= K::exp_easy)))) return exponential_of_extremes(x);
   const ReducedExp<V> e = reduced_exponential(x);
   const V scale = power_of_two<V>(as_int(e.shifted));  // the shift by the mantissa's width leaves n alone
-  const V minus_1 = scale * e.r_minus_1 + (scale - S(1));
-  return {scale * e.r_minus_1 + scale, minus_1, e.n == S(0) ? e.tail : minus_1 - x};
+  const V minus_1 = fma<V>(scale, e.r_minus_1, scale - S(1));
+  return {fma<V>(scale, e.r_minus_1, scale), minus_1, e.n == S(0) ? e.tail : minus_1 - x};
 }
 
 template <class V>
 FASTIB_INLINE V log_1_plus(V f) {  // sqrt(1/2) <= 1 + f <= sqrt(2)
   using S = Scalar<V>;
   const V square = f * f;
-  return f + square * (f * polynomial(Constants<S>::log1p, f) - S(0.5));
+  return fma<V>(square, fma<V>(f, polynomial(Constants<S>::log1p, f), S(-0.5)), f);
 }
 
 // x = 2^exponent (1 + f) for a positive normal x, with 1 + f in [sqrt(1/2), sqrt(2)).
@@ -159,7 +159,7 @@ FASTIB_INLINE V logarithm(V x) {
   V exponent, f;
   split<V>(small ? x * K::subnormal_scale : x, exponent, f);
   exponent = small ? exponent - S(K::subnormal_shift) : exponent;
-  const V finite = log_1_plus(f) + exponent * K::ln2;
+  const V finite = fma<V>(exponent, K::ln2, log_1_plus(f));
   const V inf = splat<V>(S(INFINITY));
   const V edge = x == S(0) ? -inf : x > S(0) ? x : splat<V>(S(NAN));
   return ((x > S(0)) & (x < inf)) ? finite : edge;
@@ -179,10 +179,10 @@ FASTIB_INLINE V log_uniform(Uint<V> word) {
     const auto high = Int<V>(word) < 0;
     const V from_one = x * S(0x1p-32);
     const auto below = from_one < S(-0.29289322);  // u < sqrt(1/2): take 2 u instead
-    f = high ? (below ? from_one * S(2) + S(1) : from_one) : f;
+    f = high ? (below ? fma<V>(from_one, S(2), S(1)) : from_one) : f;
     exponent = high ? (below ? splat<V>(S(-1)) : splat<V>(S(0))) : exponent;
   }
-  return log_1_plus(f) + exponent * K::ln2;
+  return fma<V>(exponent, K::ln2, log_1_plus(f));
 }
 
 // Sine and cosine of 2 pi w / 2^32 for a 32-bit word w; the reduction to an octant is exact, in integers.
@@ -197,8 +197,8 @@ FASTIB_INLINE void sine_cosine_turn(Uint<V> word, V& sine, V& cosine) {
   const Int<V> in_quadrant = Int<V>((turn & (quarter - 1)) >> (bits - 32)) - (1 << 29);
   const V x = to_real<V>(in_quadrant) * S(0x1.921fb54442d18p0 * 0x1p-30);
   const V square = x * x;
-  const V s = x + x * square * polynomial(K::sin, square);
-  const V c = square * square * polynomial(K::cos, square) + (S(1) - S(0.5) * square);
+  const V s = fma<V>(x * square, polynomial(K::sin, square), x);
+  const V c = fma<V>(square * square, polynomial(K::cos, square), fma<V>(square, S(-0.5), S(1)));
   const auto odd = Int<V>(turn << 1) < 0;
   sine = as_real<V>(as_int(odd ? c : s) ^ Int<V>(turn & half));
   cosine = as_real<V>(as_int(odd ? s : c) ^ Int<V>((turn + quarter) & half));

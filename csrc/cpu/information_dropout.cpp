@@ -164,14 +164,14 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
       const DropoutNoise<V> d = dropout_noise<V>(log_std, normal, S(o.shift));
       const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
       V by_x = gz * d.eps;
-      V by_log_std = by_x * x * (d.std * normal - S(o.shift) * (d.std * d.std));
+      V by_log_std = by_x * x * fma<V>(d.std, normal, -S(o.shift) * (d.std * d.std));
       if (!a.grad_kl) {
         // Only z is used: log x and its derivatives may be infinite.
       } else if (o.log_normal) {
         const DropoutKl<V> k =
             dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift));
-        by_x += gk * k.d_x;
-        by_log_std += gk * k.d_log_std;
+        by_x = fma<V>(gk, k.d_x, by_x);
+        by_log_std = fma<V>(gk, k.d_log_std, by_log_std);
         store(mean_terms + i, gk * k.d_prior_mean);
         store(log_std_terms + i, gk * k.d_prior_log_std);
       } else {

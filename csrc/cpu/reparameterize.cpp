@@ -62,7 +62,7 @@ static void forward(const ReparameterizeArguments& a, int64_t chunk) {
     S* z = target<S>(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V std = exponential<V>(load<V>(logvar + i) * S(0.5)).value;
-      store(z + i, load<V>(mu + i) + std * load<V>(noise + i));
+      store(z + i, fma<V>(std, load<V>(noise + i), load<V>(mu + i)));
     }
     write<S>(a.z, begin, n, z);
   });

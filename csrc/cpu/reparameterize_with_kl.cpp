@@ -77,7 +77,7 @@ static void forward(const ReparameterizeWithKlArguments& a, int64_t chunk) {
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V m = load<V>(mu + i);
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
-      store(z + i, m + half.value * load<V>(noise + i));
+      store(z + i, fma<V>(half.value, load<V>(noise + i), m));
       store(kl + i, kl_standard<V>(m, expm1_minus_logvar<V>(half)));
     }
     write<S>(a.z, begin, n, z);
@@ -99,9 +99,9 @@ static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chu
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
       const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
-      store(d_mu + i, gz + gk * load<V>(mu + i));
+      store(d_mu + i, fma<V>(gk, load<V>(mu + i), gz));
       V by_logvar = gz * (half.value * load<V>(noise + i));
-      if (a.grad_kl) by_logvar += gk * expm1_logvar<V>(half);  // where z alone is used, e^logvar may overflow
+      if (a.grad_kl) by_logvar = fma<V>(gk, expm1_logvar<V>(half), by_logvar);  // where z alone is used, e^logvar may overflow
       store(d_logvar + i, S(0.5) * by_logvar);
     }
     write<S>(a.d_mu, begin, n, d_mu);

@@ -78,6 +78,36 @@ FASTIB_INLINE V square_root(V x) {
 #endif
 }
 
+// a * b + c, rounded once where the instruction set can. Contraction by the compiler is off: which products it fuses
+// may differ from one use of a formula to the next, and the same formula must give the same bits everywhere.
+template <class V>
+FASTIB_INLINE V fma(V a, V b, V c) {
+#if defined(__x86_64__) && FASTIB_VECTOR_BYTES == 32
+  if constexpr (sizeof(Scalar<V>) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__x86_64__) && FASTIB_VECTOR_BYTES == 64
+  if constexpr (sizeof(Scalar<V>) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  else return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class V>
+FASTIB_INLINE V fma(V a, Scalar<V> b, V c) {
+  return fma<V>(a, splat<V>(b), c);
+}
+
+template <class V>
+FASTIB_INLINE V fma(V a, V b, Scalar<V> c) {
+  return fma<V>(a, b, splat<V>(c));
+}
+
+template <class V>
+FASTIB_INLINE V fma(V a, Scalar<V> b, Scalar<V> c) {
+  return fma<V>(a, splat<V>(b), splat<V>(c));
+}
+
 // Whether any lane of a comparison's mask is set.
 template <class V>
 FASTIB_INLINE bool any(Int<V> mask) {

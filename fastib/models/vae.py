@@ -1,0 +1,71 @@
+"""The convolutional variational autoencoder for 64 x 64 images."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ConvVAE(nn.Module):
+    """Encoder and decoder of the beta-VAE for 64 x 64 images of one channel; the loss is up to you::
+
+        mu, logvar = model.encode(images)
+        z, kl = fastib.reparameterize_with_kl(mu, logvar)
+        loss, *_ = criterion(model.decode(z), images, kl=kl)
+
+    Args:
+        latent_dim: the number of dimensions of the latent code.
+
+    Source: Burgess et al. 2018, "Understanding disentangling in beta-VAE", appendix A.1.
+
+    >>> import torch
+    >>> from fastib.models import ConvVAE
+    >>> model = ConvVAE(latent_dim=10)
+    >>> mu, logvar = model.encode(torch.zeros(8, 1, 64, 64))
+    >>> mu.shape, model.decode(mu).shape
+    (torch.Size([8, 10]), torch.Size([8, 1, 64, 64]))
+    """
+
+    def __init__(self, latent_dim: int = 10) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 32, kernel_size=4, stride=2, padding=1),  # 64 x 64 to 32 x 32
+            nn.ReLU(),
+            nn.Conv2d(32, 32, kernel_size=4, stride=2, padding=1),  # 16 x 16
+            nn.ReLU(),
+            nn.Conv2d(32, 32, kernel_size=4, stride=2, padding=1),  # 8 x 8
+            nn.ReLU(),
+            nn.Conv2d(32, 32, kernel_size=4, stride=2, padding=1),  # 4 x 4
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 256),
+            nn.ReLU(),
+            nn.Linear(256, 256),
+            nn.ReLU(),
+            nn.Linear(256, 2 * latent_dim),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, 256),
+            nn.ReLU(),
+            nn.Linear(256, 256),
+            nn.ReLU(),
+            nn.Linear(256, 32 * 4 * 4),
+            nn.ReLU(),
+            nn.Unflatten(1, (32, 4, 4)),
+            nn.ConvTranspose2d(32, 32, kernel_size=4, stride=2, padding=1),  # 8 x 8
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 32, kernel_size=4, stride=2, padding=1),  # 16 x 16
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 32, kernel_size=4, stride=2, padding=1),  # 32 x 32
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 1, kernel_size=4, stride=2, padding=1),  # 64 x 64
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and logarithms of the variances of the posteriors of images [B, 1, 64, 64]: two of [B, latent_dim]."""
+        mu, logvar = self.encoder(x).chunk(2, dim=-1)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The logits of the pixels that codes [B, latent_dim] stand for: [B, 1, 64, 64]."""
+        logits: Tensor = self.decoder(z)
+        return logits

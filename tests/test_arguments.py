@@ -1,0 +1,172 @@
+"""Bad input: one clear error each, that names the argument and its value, before anything runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import fastib
+from fastib import losses, reference, schedules
+
+F = torch.zeros(4, 3)
+NOISY = ["reparameterize", "reparameterize_with_kl", "information_dropout"]
+REDUCED = ["gaussian_kl", "reparameterize_with_kl", "log_variance_penalty", "information_dropout"]
+FIRST = {name: "x" if name == "information_dropout" else "mu" for name in NOISY} | {"gaussian_kl": "mu"}
+SECOND = {name: "log_std" if name == "information_dropout" else "logvar" for name in NOISY} | {"gaussian_kl": "logvar"}
+
+
+def _inputs(name: str) -> tuple[torch.Tensor, ...]:
+    return (F,) if name == "log_variance_penalty" else (F, F)
+
+
+def _both(name: str, *args: Any, error: type[Exception], match: str, **kwargs: Any) -> None:
+    """The public function and its twin raise the same."""
+    for module in (fastib, reference):
+        with pytest.raises(error, match=match):
+            getattr(module, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", [*FIRST])
+@pytest.mark.parametrize(
+    "bad, shown",
+    [
+        (torch.zeros(4, 3, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(4, 3, dtype=torch.bool), "torch.bool"),
+        (torch.zeros(4, 3, dtype=torch.complex64), "torch.complex64"),
+        (torch.zeros(4, 3).to(torch.float8_e5m2), "torch.float8_e5m2"),
+        (torch.zeros(4, 3).to_sparse(), "torch.sparse_coo"),
+        ([[0.0]], "list"),
+        (1.0, "float"),
+        (None, "NoneType"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_not_a_floating_tensor(name: str, bad: Any, shown: str) -> None:
+    _both(name, bad, F, error=TypeError, match=f"{FIRST[name]} must be .*{re.escape(shown)}")
+    _both(name, F, bad, error=TypeError, match=f"{SECOND[name]} must be .*{re.escape(shown)}")
+
+
+@pytest.mark.parametrize("name", [*FIRST])
+def test_inputs_that_differ(name: str) -> None:
+    second = SECOND[name]
+    _both(name, F, torch.zeros(4, 2), error=ValueError, match=rf"{second} must have the shape .*\(4, 3\), got \(4, 2\)")
+    _both(name, F, torch.zeros(3), error=ValueError, match=rf"{second} must have the shape .*\(4, 3\), got \(3,\)")
+    _both(name, F, F.double(), error=TypeError, match=f"{second} must have the dtype .*float32, got torch.float64")
+    _both(name, F, F.to("meta"), error=ValueError, match=f"{second} must be on the device .*cpu, got meta")
+
+
+def test_log_variance_penalty_of_integers() -> None:
+    _both("log_variance_penalty", F.long(), error=TypeError, match="logvar must be .*torch.int64")
+
+
+@pytest.mark.parametrize("name", REDUCED)
+@pytest.mark.parametrize("reduction", ["avg", "SUM", "", None, 2])
+def test_unknown_reduction(name: str, reduction: Any) -> None:
+    _both(name, *_inputs(name), reduction=reduction, error=ValueError, match=f"reduction must be one of .*got {reduction!r}")
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_and_its_sources(name: str) -> None:
+    rng, generator = torch.tensor([1, 2]), torch.Generator()
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"noise": torch.zeros(3, 4)}, ValueError, r"noise must have the shape .*got \(3, 4\)"),
+        ({"noise": F.double()}, TypeError, "noise must have the dtype .*got torch.float64"),
+        ({"noise": 0.0}, TypeError, "noise must be a torch.Tensor, got float"),
+        ({"noise": F, "rng": rng}, ValueError, "rng must be None where noise is given"),
+        ({"noise": F, "generator": generator}, ValueError, "generator must be None where noise is given"),
+        ({"rng": rng, "generator": generator}, ValueError, "generator must be None where rng is given"),
+        ({"rng": torch.tensor([1.0, 2.0])}, ValueError, "rng must be an int64 tensor of shape .*torch.float32"),
+        ({"rng": torch.tensor([1, 2, 3])}, ValueError, r"rng must be an int64 tensor of shape .*\(3,\)"),
+        ({"rng": rng.to("meta")}, ValueError, "rng must be on the device .*meta"),
+        ({"rng": 5}, TypeError, "rng must be a torch.Tensor, got int"),
+        ({"generator": 5}, TypeError, "generator must be a torch.Generator, got int"),
+    ]
+    for kwargs, error, match in cases:
+        _both(name, F, F, **kwargs, error=error, match=match)
+
+
+def test_bad_input_does_not_advance_the_generator() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError):
+        fastib.reparameterize_with_kl(F, F, reduction="bad")
+    with pytest.raises(ValueError):
+        fastib.information_dropout(F, F, prior="bad")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_priors_of_the_kl() -> None:
+    for index, name in enumerate(("prior_mu", "prior_logvar")):
+        for bad, error, match in (
+            (torch.zeros(5), ValueError, rf"{name} must broadcast to .*\(4, 3\), got \(5,\)"),
+            (torch.zeros(2, 4, 3), ValueError, f"{name} must broadcast"),
+            (F.double(), TypeError, f"{name} must have the dtype"),
+            (F.to("meta"), ValueError, f"{name} must be on the device"),
+            (0.0, TypeError, f"{name} must be a torch.Tensor, got float"),
+            (F.long(), TypeError, f"{name} must be .*torch.int64"),
+        ):
+            priors = [None, None]
+            priors[index] = bad
+            _both("gaussian_kl", F, F, *priors, error=error, match=match)
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, match",
+    [
+        ({"free_bits": -0.1}, ValueError, "free_bits must be a finite number of at least 0, got -0.1"),
+        ({"free_bits": float("nan")}, ValueError, "free_bits must be a finite number .*got nan"),
+        ({"free_bits": float("inf")}, ValueError, "free_bits must be a finite number .*got inf"),
+        ({"free_bits": "0.1"}, TypeError, "free_bits must be a number, got str"),
+        ({"free_bits": True}, TypeError, "free_bits must be a number, got bool"),
+        ({"free_bits_per": "batch"}, ValueError, "free_bits_per must be one of .*got 'batch'"),
+        ({"free_bits": 0.1, "reduction": "none"}, ValueError, "reduction must be .*got 'none'"),
+        ({"free_bits": 0.1, "reduction": "sample", "free_bits_per": "total"}, ValueError, "reduction must be .*got 'sample'"),
+    ],
+)
+def test_free_bits(kwargs: dict[str, Any], error: type[Exception], match: str) -> None:
+    _both("gaussian_kl", F, F, **kwargs, error=error, match=match)
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, match",
+    [
+        ({"prior": "uniform"}, ValueError, "prior must be one of 'log_uniform', 'log_normal', got 'uniform'"),
+        ({"prior_mean": 0.1}, ValueError, "prior_mean must be None with prior='log_uniform'.*got 0.1"),
+        ({"prior": "log_normal", "prior_log_std": F}, ValueError, r"prior_log_std must have one element, got shape \(4, 3\)"),
+        ({"prior": "log_normal", "prior_mean": torch.tensor(1)}, TypeError, "prior_mean must be .*torch.int64"),
+        ({"prior": "log_normal", "prior_mean": torch.zeros((), device="meta")}, ValueError, "prior_mean must be on .*meta"),
+        ({"prior": "log_normal", "prior_mean": "0"}, TypeError, "prior_mean must be a number .*got str"),
+    ],
+)
+def test_dropout_priors(kwargs: dict[str, Any], error: type[Exception], match: str) -> None:
+    _both("information_dropout", F, F, **kwargs, error=error, match=match)
+
+
+@pytest.mark.parametrize(
+    "make, error, match",
+    [
+        (lambda: losses.BetaVAELoss(-1.0), ValueError, "beta must be .*got -1.0"),
+        (lambda: losses.BetaVAELoss("4"), TypeError, "beta must be a number, got str"),
+        (lambda: losses.BetaVAELoss(likelihood="poisson"), ValueError, "likelihood must be one of .*'poisson'"),
+        (lambda: losses.BetaVAELoss(free_bits=-1), ValueError, "free_bits must be .*got -1"),
+        (lambda: losses.AnnealedVAELoss(capacity=-1.0), ValueError, "capacity must be .*got -1.0"),
+        (lambda: losses.AnnealedVAELoss(gamma=float("nan")), ValueError, "gamma must be .*got nan"),
+        (lambda: losses.AnnealedVAELoss(per="epoch"), ValueError, "per must be one of .*'epoch'"),
+        (lambda: losses.BetaVAELoss()(F, torch.zeros(4, 2), F, F), ValueError, r"output must have the shape .*\(4, 2\), got \(4, 3\)"),
+        (lambda: losses.BetaVAELoss()(F, F), ValueError, "mu and logvar must both be given"),
+        (lambda: losses.BetaVAELoss()(F, F, F, F, kl=F.sum()), ValueError, "kl must be None where mu and logvar"),
+        (lambda: losses.BetaVAELoss(free_bits=0.1)(F, F, kl=F.sum()), ValueError, "kl must be None with free_bits"),
+        (lambda: losses.AnnealedVAELoss()(F, F, kl=F), ValueError, "kl must be a scalar"),
+        (lambda: losses.AnnealedVAELoss(per="sample")(F, F, kl=F), ValueError, "kl must have one value per sample"),
+        (lambda: schedules.Linear(0.0, 1.0, 0), ValueError, "steps must be at least 1, got 0"),
+        (lambda: schedules.Linear(0.0, 1.0, 1.5), TypeError, "steps must be an int, got float"),
+        (lambda: schedules.Cosine(float("inf"), 1.0, 5), ValueError, "start must be .*got inf"),
+        (lambda: schedules.Cyclic(0.0, 1.0, 5, ramp=0.0), ValueError, "ramp must be .*got 0.0"),
+    ],
+)
+def test_losses_and_schedules(make: Callable[[], object], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        make()

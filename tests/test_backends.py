@@ -1,0 +1,129 @@
+"""Which kernels serve, and what happens where they cannot; everything once more on the reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastib
+from fastib import _ops, reference
+
+TESTS = Path(__file__).parent
+COMPILED = fastib.backends()["cpu"].name == "cpu"
+
+
+def _python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def test_compiled_kernels_serve_the_cpu() -> None:
+    """In every run of the tests but the one below, which asks for the reference."""
+    backend = fastib.backends()["cpu"]
+    assert backend.name == os.environ.get("FASTIB_BACKEND", "cpu").replace("auto", "cpu")
+    if COMPILED:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key("fastib::gaussian_kl", "CPU")
+        assert backend.detail.startswith("C++ kernels")
+
+
+def test_every_operator_has_a_compiled_kernel() -> None:
+    for name in reference.KERNELS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastib::{name}", "CompositeExplicitAutograd")
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastib::{name}", "CPU") == COMPILED
+
+
+@pytest.mark.parametrize("backend", ["cpu", "auto", "reference"])
+def test_backend_by_name(backend: str) -> None:
+    result = _python("import fastib; print(fastib.backends()['cpu'].name)", FASTIB_BACKEND=backend)
+    assert result.stdout.strip() == ("reference" if backend == "reference" else "cpu"), result.stderr
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton", "CPU", "gpu"])
+def test_backend_that_this_build_lacks(backend: str) -> None:
+    result = _python("import fastib", FASTIB_BACKEND=backend)
+    assert result.returncode != 0
+    assert f"ImportError: FASTIB_BACKEND='{backend}' is not a backend of this build: choose auto, cpu, reference" in result.stderr
+
+
+BROKEN = "import sys; sys.modules['fastib._C'] = None; import fastib, torch; "
+
+
+def test_without_a_compiled_module_the_reference_serves_and_says_why() -> None:
+    code = BROKEN + (
+        "b = fastib.backends()['cpu']; print(b.name, '|', b.detail); "
+        "print(fastib.gaussian_kl(torch.ones(2, 2), torch.zeros(2, 2)).item())"
+    )
+    result = _python(code, FASTIB_BACKEND="auto")
+    assert result.stdout.startswith("reference | fastib._C does not load"), result.stderr
+    assert result.stdout.splitlines()[1] == "1.0"
+
+
+def test_asked_for_by_name_a_broken_module_raises() -> None:
+    result = _python(BROKEN, FASTIB_BACKEND="cpu")
+    assert "ImportError: FASTIB_BACKEND=cpu: fastib._C does not load" in result.stderr
+
+
+def test_instruction_set_by_name() -> None:
+    code = "import fastib; print(fastib.backends()['cpu'].detail)"
+    assert _python(code, FASTIB_BACKEND="cpu", FASTIB_CPU_ISA="baseline").stdout.strip() == "C++ kernels, baseline"
+    result = _python(code, FASTIB_BACKEND="cpu", FASTIB_CPU_ISA="mmx")
+    assert "ImportError: FASTIB_CPU_ISA='mmx' is not supported here: choose auto, baseline" in result.stderr
+
+
+def test_other_devices_are_served_by_the_reference() -> None:
+    meta = torch.zeros(4, 3, device="meta")
+    z, kl = fastib.reparameterize_with_kl(meta, meta)
+    assert z.shape == (4, 3) and kl.shape == () and z.device.type == "meta"
+    assert fastib.backends()["cuda"].name == "reference"
+
+
+def test_operators_are_not_for_calling_with_gradients() -> None:
+    """Gradients live in the autograd.Functions; the bare operator returns what has none."""
+    mu = torch.zeros(2, 2, requires_grad=True)
+    assert not _ops.gaussian_kl(mu, mu, None, None, 2, 1.0).requires_grad
+    assert fastib.gaussian_kl(mu, mu).requires_grad
+
+
+@pytest.mark.parametrize("fn", ["reparameterize", "gaussian_kl", "reparameterize_with_kl", "information_dropout"])
+def test_second_derivatives_raise(fn: str) -> None:
+    mu, logvar = (torch.rand(3, 2, requires_grad=True) for _ in range(2))
+    out = getattr(fastib, fn)(mu, logvar)
+    (grad,) = torch.autograd.grad(out[0].sum() if isinstance(out, tuple) else out.sum(), logvar, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not offered"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sample", "batchmean"])
+def test_compiles_whole_and_gives_the_same_bits(reduction: str) -> None:
+    def f(mu: torch.Tensor, logvar: torch.Tensor, rng: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        z, kl = fastib.reparameterize_with_kl(mu, logvar, rng=rng, reduction=reduction)
+        y, cost = fastib.information_dropout(z.relu(), logvar, rng=rng, reduction=reduction)
+        between = fastib.gaussian_kl(mu, logvar, z, logvar, reduction=reduction)
+        return y, kl + cost + between + fastib.log_variance_penalty(logvar, reduction=reduction)
+
+    torch.use_deterministic_algorithms(False)
+    inputs = [torch.randn(8, 5, requires_grad=True) for _ in range(2)]
+    rng = torch.tensor([1, 2])
+    eager, compiled = f(*inputs, rng), torch.compile(f, fullgraph=True, backend="aot_eager")(*inputs, rng)
+    for a, b in zip(eager, compiled, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(*(torch.autograd.grad([t.sum() for t in out], inputs) for out in (eager, compiled)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(not COMPILED, reason="this is that run")
+def test_all_operators_on_the_reference() -> None:
+    """The operators' own tests, in a process that asks for the reference: all but what only the kernels promise."""
+    files = [str(path) for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in reference.KERNELS]
+    assert len(files) == 6
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", "not two_to_the_31 and not number_of_threads"],
+        env={**os.environ, "FASTIB_BACKEND": "reference", "CI": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]

@@ -1,0 +1,240 @@
+"""gaussian_kl: both forms, every reduction, free bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, DTYPES, LAYOUTS, VALUES, Make
+from tolerance import assert_within_budget
+
+import fastib
+from fastib import _arguments, _ops, reference
+from fastib._arguments import REDUCTIONS
+
+Tensors = tuple[torch.Tensor, ...]
+BATCH_REDUCTIONS = ["sum", "mean", "batchmean"]
+
+
+def _scale(mu: torch.Tensor, d: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """The oracle subtracts in float64: good to all digits of the other dtypes, but not to those of float64 itself."""
+    return mu**2 + torch.expm1(d).abs() + d.abs() if dtype == torch.float64 else None
+
+
+def _assert_gradients(kl: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor], reduction: str) -> None:
+    """Against the derivatives written out, in float64: autograd would form expm1(l) as (expm1(l) + 1) - 1."""
+    grad = torch.randn(kl.shape, dtype=kl.dtype)
+    ours, theirs = (torch.autograd.grad(out, inputs, grad) for out in (kl, plain))
+    doubles = [t.detach().double() for t in (grad, *inputs)] + [None] * (4 - len(inputs))
+    options = *_arguments.reduction_of(reduction, inputs[0].shape), len(inputs) == 4
+    oracle = reference.KERNELS["gaussian_kl_backward"](*doubles, *options)
+    scales = [None] * 4
+    if len(inputs) == 4:
+        m, lv, p, pl = doubles[1:]
+        scales[3] = doubles[0] * (torch.expm1(lv - pl).abs() + (m - p) ** 2 * torch.exp(-pl))  # what it subtracts
+    for a, plain_grad, o, leaf, scale in zip(ours, theirs, oracle, inputs, scales, strict=False):
+        assert a.dtype == leaf.dtype and a.shape == leaf.shape
+        assert_within_budget(a, plain_grad, o, scale=scale, slack=16)
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, rtol: float = 2e-6) -> None:
+    torch.testing.assert_close(a, b, rtol=rtol, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", CASES)
+def test_elements_and_gradients(kernels: str, make: Make, dtype: torch.dtype) -> None:
+    mu, logvar = (t.requires_grad_() for t in make(dtype))
+    m, lv = mu.detach().double(), logvar.detach().double()
+    kl, plain = (fn(mu, logvar, reduction="none") for fn in (fastib.gaussian_kl, reference.gaussian_kl))
+    assert kl.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert kl.stride() == torch.empty_like(mu).stride()
+    assert_within_budget(kl, plain, reference.gaussian_kl(m, lv, reduction="none"), scale=_scale(m, lv, dtype))
+    _assert_gradients(kl, plain, [mu, logvar], "none")
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_reductions(kernels: str, make: Make, dtype: torch.dtype, reduction: str) -> None:
+    mu, logvar = (t.requires_grad_() for t in make(dtype))
+    m, lv = mu.detach().double(), logvar.detach().double()
+    kl, plain = (fn(mu, logvar, reduction=reduction) for fn in (fastib.gaussian_kl, reference.gaussian_kl))
+    scale = _scale(m, lv, dtype)
+    if scale is not None:
+        scale = reference._reduce(scale, *_arguments.reduction_of(reduction, mu.shape))
+    assert_within_budget(kl, plain, reference.gaussian_kl(m, lv, reduction=reduction), scale=scale)
+    _assert_gradients(kl, plain, [mu, logvar], reduction)
+
+
+def test_reductions_mean_what_they_say() -> None:
+    mu, logvar = torch.randn(6, 5, 4, dtype=torch.float64), torch.randn(6, 5, 4, dtype=torch.float64)
+    kl = (mu**2 + torch.exp(logvar) - 1 - logvar) / 2
+    expected = {"none": kl, "sample": kl.sum(-1), "sum": kl.sum(), "mean": kl.mean(), "batchmean": kl.sum() / 6}
+    for reduction, value in expected.items():
+        torch.testing.assert_close(fastib.gaussian_kl(mu, logvar, reduction=reduction), value)
+    torch.testing.assert_close(fastib.gaussian_kl(mu, logvar), expected["batchmean"])
+
+
+def test_known_divergences() -> None:
+    """Against torch.distributions, an implementation of its own."""
+    q = torch.distributions.Normal(torch.randn(5, 3).double(), torch.rand(5, 3).double() + 0.1)
+    p = torch.distributions.Normal(torch.randn(5, 3).double(), torch.rand(5, 3).double() + 0.1)
+    unit = torch.distributions.Normal(torch.zeros(5, 3).double(), torch.ones(5, 3).double())
+    ours = fastib.gaussian_kl(q.loc, 2 * q.scale.log(), p.loc, 2 * p.scale.log(), reduction="none")
+    torch.testing.assert_close(ours, torch.distributions.kl_divergence(q, p))
+    ours = fastib.gaussian_kl(q.loc, 2 * q.scale.log(), reduction="none")
+    torch.testing.assert_close(ours, torch.distributions.kl_divergence(q, unit))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_digit_near_zero(kernels: str, dtype: torch.dtype) -> None:
+    """expm1(l) - l as a series in float64; exp(l) - 1 - l would have lost all digits at 1e-4."""
+    logvar = torch.cat([sign * torch.logspace(-12, -1.5, 2000, dtype=dtype) for sign in (1, -1)])
+    series = torch.ones(logvar.shape, dtype=torch.float64)
+    for k in range(14, 2, -1):
+        series = 1 + logvar.double() / k * series
+    exact = logvar.double() ** 2 / 2 * series
+    kl = fastib.gaussian_kl(torch.zeros_like(logvar), logvar, reduction="none").double()
+    error = ((2 * kl - exact) / exact).abs().max().item()
+    assert error < 4 * torch.finfo(dtype).eps or kernels == "reference"
+    _, fused = fastib.reparameterize_with_kl(torch.zeros_like(logvar), logvar, reduction="none")
+    error = ((2 * fused.double() - exact) / exact).abs().max().item()
+    assert error < 8 * torch.finfo(dtype).eps or kernels == "reference"
+
+
+def test_finite_for_all_reasonable_logvar(kernels: str) -> None:
+    logvar = torch.linspace(-80, 80, 16001, requires_grad=True)
+    mu = torch.linspace(-100, 100, 16001, requires_grad=True)
+    kl = fastib.gaussian_kl(mu, logvar, reduction="none")
+    assert kl.isfinite().all() and (kl >= 0).all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(kl.sum(), (mu, logvar)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_finite_for_the_extremes_of_low_precision(kernels: str, dtype: torch.dtype) -> None:
+    """fp16 reaches 65504: its square overflows there but not in float32. bf16 reaches the range of float32."""
+    big = 65504.0 if dtype == torch.float16 else 1e19
+    mu = torch.tensor([big, -big, 0.0], dtype=dtype, requires_grad=True)
+    logvar = torch.tensor([-80.0, 80.0, torch.finfo(dtype).tiny], dtype=dtype, requires_grad=True)
+    kl = fastib.gaussian_kl(mu, logvar, reduction="none")
+    assert kl.isfinite().all()
+    d_mu, d_logvar = torch.autograd.grad(kl.sum(), (mu, logvar))
+    assert d_mu.isfinite().all()
+    assert d_logvar[[0, 2]].isfinite().all()  # expm1(80) / 2 itself exceeds fp16
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_between_two_gaussians(kernels: str, make: Make, dtype: torch.dtype) -> None:
+    inputs = [t.requires_grad_() for t in (*make(dtype), *make(dtype))]
+    m, lv, p, pl = (t.detach().double() for t in inputs)
+    kl, plain = (fn(*inputs, reduction="none") for fn in (fastib.gaussian_kl, reference.gaussian_kl))
+    oracle = reference.gaussian_kl(m, lv, p, pl, reduction="none")
+    terms = (m - p) ** 2 * torch.exp(-pl) + torch.expm1(lv - pl).abs() + (lv - pl).abs()
+    assert_within_budget(kl, plain, oracle, scale=terms)
+    _assert_gradients(kl, plain, inputs, "none")
+
+
+def test_prior_broadcasts_and_may_be_partial() -> None:
+    mu, logvar = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    mean, var = torch.randn(3, dtype=torch.float64, requires_grad=True), torch.randn((), dtype=torch.float64, requires_grad=True)
+    full = (mu, logvar, mean.expand(6, 3), var.expand(6, 3))
+    torch.testing.assert_close(fastib.gaussian_kl(mu, logvar, mean, var), reference.gaussian_kl(*full))
+    zero = torch.zeros(6, 3, dtype=torch.float64)
+    torch.testing.assert_close(fastib.gaussian_kl(mu, logvar, mean), reference.gaussian_kl(mu, logvar, full[2], zero))
+    torch.testing.assert_close(
+        fastib.gaussian_kl(mu, logvar, prior_logvar=var), reference.gaussian_kl(mu, logvar, zero, full[3])
+    )
+    assert torch.autograd.gradcheck(lambda a, b: fastib.gaussian_kl(mu, logvar, a, b), (mean, var))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck(kernels: str, reduction: str) -> None:
+    inputs = [torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    assert torch.autograd.gradcheck(lambda m, lv: fastib.gaussian_kl(m, lv, reduction=reduction), inputs[:2])
+    assert torch.autograd.gradcheck(lambda *t: fastib.gaussian_kl(*t, reduction=reduction), inputs)
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_opcheck(kind: int) -> None:
+    mu, logvar, prior_mu, prior_logvar = (torch.randn(5, 6) for _ in range(4))
+    for priors in ((None, None), (prior_mu, prior_logvar)):
+        torch.library.opcheck(_ops.gaussian_kl, (mu, logvar, *priors, kind, 0.5))
+        grad = _ops.gaussian_kl(mu, logvar, *priors, kind, 0.5)
+        for needed in (False, True) if priors[0] is not None else (False,):
+            torch.library.opcheck(_ops.gaussian_kl_backward, (grad, mu, logvar, *priors, kind, 0.5, needed))
+
+
+@pytest.mark.parametrize("reduction", BATCH_REDUCTIONS)
+@pytest.mark.parametrize("per", ["dimension", "total"])
+@pytest.mark.parametrize("shape", [(40, 7), (700, 70), (3, 900), (5, 4, 6), (9,), ()], ids=str)
+def test_free_bits_of_the_batch(kernels: str, shape: tuple[int, ...], per: str, reduction: str) -> None:
+    mu, logvar = torch.randn(shape).double().requires_grad_(), torch.randn(shape).double().requires_grad_()
+    kl = (mu**2 + torch.expm1(logvar) - logvar) / 2
+    mean = kl.mean(0) if shape else kl
+    floor = mean.detach().median().item() if per == "dimension" else mean.sum().item() * 0.9
+    total = torch.maximum(mean if per == "dimension" else mean.sum(), torch.tensor(floor).double()).sum()
+    batch = shape[0] if shape else 1
+    expected = total * {"sum": batch, "mean": batch / kl.numel(), "batchmean": 1}[reduction]
+    floor -= 1e-12  # not exactly at one of the values, where the gradient is a matter of taste
+    ours = fastib.gaussian_kl(mu, logvar, reduction=reduction, free_bits=floor, free_bits_per=per)
+    twin = reference.gaussian_kl(mu, logvar, reduction=reduction, free_bits=floor, free_bits_per=per)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(twin, expected)
+    for a, b in zip(torch.autograd.grad(ours, (mu, logvar)), torch.autograd.grad(twin, (mu, logvar)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_free_bits_of_each_element(reduction: str) -> None:
+    mu, logvar = torch.randn(8, 5).double().requires_grad_(), torch.randn(8, 5).double().requires_grad_()
+    kl = ((mu**2 + torch.expm1(logvar) - logvar) / 2).clamp(min=0.7)
+    expected = {"none": kl, "sample": kl.sum(-1), "sum": kl.sum(), "mean": kl.mean(), "batchmean": kl.sum() / 8}
+    ours = fastib.gaussian_kl(mu, logvar, reduction=reduction, free_bits=0.7, free_bits_per="element")
+    torch.testing.assert_close(ours, expected[reduction])
+    torch.testing.assert_close(
+        reference.gaussian_kl(mu, logvar, reduction=reduction, free_bits=0.7, free_bits_per="element"), ours
+    )
+    assert torch.autograd.gradcheck(
+        lambda m, lv: fastib.gaussian_kl(m, lv, reduction=reduction, free_bits=0.7, free_bits_per="element"),
+        (mu, logvar),
+    )
+
+
+def test_no_gradient_below_the_floor() -> None:
+    mu, logvar = torch.zeros(4, 2, requires_grad=True), torch.full((4, 2), 0.1, requires_grad=True)
+    with torch.no_grad():
+        mu[:, 1] = 3.0
+    loss = fastib.gaussian_kl(mu, logvar, free_bits=0.5)
+    loss.backward()
+    assert (mu.grad[:, 0] == 0).all() and (logvar.grad[:, 0] == 0).all()
+    assert (mu.grad[:, 1] == 3 / 4).all()
+    _close(loss, torch.tensor(0.5) + fastib.gaussian_kl(mu[:, 1:], logvar[:, 1:]))
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, kind: int) -> None:
+    mu, logvar = torch.randn(3001, 77), torch.randn(3001, 77)
+    torch.set_num_threads(1)
+    one = _ops.gaussian_kl(mu, logvar, None, None, kind, 0.3)
+    torch.set_num_threads(2)
+    assert torch.equal(one, _ops.gaussian_kl(mu, logvar, None, None, kind, 0.3))
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    """One element in memory, expanded: the sum of its KL, exact because it is the same everywhere."""
+    n = 2**31 + 8
+    mu, logvar = (torch.full((1,), value, dtype=torch.bfloat16).expand(n) for value in (1.0, 0.0))
+    assert fastib.gaussian_kl(mu, logvar, reduction="sum").item() == pytest.approx(n / 2, rel=1e-6)
+    assert fastib.gaussian_kl(mu, logvar, reduction="mean").item() == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", VALUES)
+def test_unit_prior_given_as_tensors(kernels: str, make: Make) -> None:
+    mu, logvar = make(torch.float32)
+    zero = torch.zeros(())
+    _close(
+        fastib.gaussian_kl(mu, logvar, zero, zero, reduction="none"),
+        fastib.gaussian_kl(mu, logvar, reduction="none"),
+        rtol=2e-6,
+    )

@@ -1,0 +1,167 @@
+"""information_dropout: both priors, both noises, all gradients."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from cases import DTYPES, LAYOUTS, Make
+from tolerance import assert_within_budget
+
+import fastib
+from fastib import _arguments, _ops, _rng, reference
+from fastib._arguments import REDUCTIONS
+
+RNG = torch.tensor([31, 32])
+OPTIONS = [
+    {"prior": prior, "mask_zero": mask, "mean_one": mean}
+    for prior, mask, mean in itertools.product(("log_uniform", "log_normal"), (True, False), (False, True))
+]
+
+
+def _activations(make: Make, dtype: torch.dtype, prior: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """x as the prior expects it: after a ReLU or a softplus, with the strides of the case; log_std about -1."""
+    x, log_std = make(dtype)
+    activation = torch.nn.functional.relu if prior == "log_uniform" else torch.nn.functional.softplus
+    positive = torch.empty_strided(x.shape, x.stride(), dtype=dtype) if x._is_view() and 0 not in x.stride() else x
+    return (activation(x) if positive is x else positive.copy_(activation(x))), log_std * 0.3 - 1
+
+
+def _parameters(prior: str, dtype: torch.dtype) -> dict[str, Any]:
+    if prior == "log_uniform":
+        return {}
+    return {"prior_mean": torch.tensor(0.3, dtype=dtype), "prior_log_std": torch.tensor([-0.2], dtype=dtype)}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_values_and_gradients(kernels: str, make: Make, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    x, log_std = (t.detach().requires_grad_() for t in _activations(make, dtype, options["prior"]))
+    parameters = {k: v.requires_grad_() for k, v in _parameters(options["prior"], _arguments.accumulate_dtype(dtype)).items()}
+    leaves = [x, log_std, *parameters.values()]
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    noise = _rng.normal(RNG, x.shape, torch.float64)
+
+    def run(fn: Any, tensors: list[torch.Tensor], **source: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return fn(*tensors[:2], **dict(zip(parameters, tensors[2:], strict=True)), **options, **source, reduction="none")
+
+    ours = run(fastib.information_dropout, leaves, rng=RNG)
+    plain = run(reference.information_dropout, leaves, rng=RNG)
+    oracle = run(reference.information_dropout, doubles, noise=noise)
+    assert ours[0].dtype == dtype and ours[0].stride() == torch.empty_like(x).stride()
+    assert_within_budget(ours[0], plain[0], oracle[0], slack=8)
+    size = oracle[1].abs() + 1 + doubles[1].abs()
+    assert_within_budget(ours[1], plain[1], oracle[1], scale=size, slack=8)
+
+    grads = torch.randn(x.shape).to(dtype), torch.randn(x.shape, dtype=ours[1].dtype)
+    results = [
+        torch.autograd.grad(out, tensors, [g.to(o.dtype) for g, o in zip(grads, out, strict=True)], materialize_grads=True)
+        for out, tensors in ((ours, leaves), (plain, leaves), (oracle, doubles))
+    ]
+    for a, p, o, leaf in zip(*results, leaves, strict=True):
+        assert a.dtype == leaf.dtype and a.shape == leaf.shape
+        finite = torch.isfinite(o)
+        size = o.abs() + (grads[0].double().abs() * oracle[0].abs() + grads[1].double().abs() if leaf.shape == x.shape else x.numel())
+        assert_within_budget(torch.where(finite, a, 0), torch.where(finite, p, 0), torch.where(finite, o, 0), scale=size, slack=32)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_reductions(kernels: str, make: Make, reduction: str) -> None:
+    x, log_std = (t.detach().requires_grad_() for t in _activations(make, torch.float64, "log_uniform"))
+    ours = fastib.information_dropout(x, log_std, rng=RNG, reduction=reduction)
+    twin = reference.information_dropout(x, log_std, rng=RNG, reduction=reduction)
+    torch.testing.assert_close(ours, twin, equal_nan=True)
+    grads = [torch.randn(t.shape, dtype=t.dtype) for t in ours]
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (x, log_std), grads), torch.autograd.grad(twin, (x, log_std), grads), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck(kernels: str, options: dict[str, Any], reduction: str) -> None:
+    x = (torch.rand(3, 7, dtype=torch.float64) + 0.1).requires_grad_()
+    log_std, noise = (torch.randn(3, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    parameters = [t.requires_grad_() for t in _parameters(options["prior"], torch.float64).values()]
+
+    def fixed(*t: torch.Tensor) -> Any:
+        names = dict(zip(("prior_mean", "prior_log_std"), t[2:], strict=False))
+        return fastib.information_dropout(*t[:2], **names, **options, rng=RNG, reduction=reduction)
+
+    assert torch.autograd.gradcheck(fixed, (x, log_std, *parameters))
+    assert torch.autograd.gradcheck(
+        lambda n: fastib.information_dropout(x.detach(), log_std.detach(), mean_one=options["mean_one"], noise=n)[0], (noise,)
+    )
+
+
+def test_opcheck() -> None:
+    x, log_std, noise = torch.rand(5, 6) + 0.1, torch.randn(5, 6), torch.randn(5, 6)
+    prior = torch.tensor(0.1), torch.tensor(-0.2)
+    for log_normal, kind in itertools.product((False, True), range(3)):
+        for source in ((noise, None), (None, RNG)):
+            tensors = x, log_std, *(prior if log_normal else (None, None)), *source
+            options = log_normal, True, True, kind, 0.5
+            outputs = _ops.information_dropout(*tensors, *options)
+            torch.library.opcheck(_ops.information_dropout, (*tensors, *options))
+            for grads in (outputs, (outputs[0], None), (None, outputs[1])):
+                torch.library.opcheck(_ops.information_dropout_backward, (*grads, *tensors, *options))
+
+
+def test_log_normal_kl_is_that_of_the_normals_of_the_logarithms() -> None:
+    """Against torch.distributions: KL(logN(a, s) || logN(b, t)) = KL(N(a, s) || N(b, t))."""
+    x, log_std = torch.rand(50).double() + 0.1, torch.randn(50).double()
+    for mean_one in (False, True):
+        _, kl = fastib.information_dropout(
+            x, log_std, prior="log_normal", prior_mean=0.4, prior_log_std=0.3, mean_one=mean_one, reduction="none"
+        )
+        std = log_std.exp()
+        code = torch.distributions.Normal(x.log() - (std**2 / 2 if mean_one else 0), std)
+        prior = torch.distributions.Normal(torch.tensor(0.4).double(), torch.tensor(math.exp(0.3)).double())
+        torch.testing.assert_close(kl, torch.distributions.kl_divergence(code, prior), rtol=1e-6, atol=1e-6)
+
+
+def test_zero_activations_are_free_only_if_masked() -> None:
+    x, log_std = torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
+    z, kl = fastib.information_dropout(x, log_std, reduction="none")
+    assert kl.tolist() == [[0.0, 2.0, 0.0]] and z[0, 0] == 0 and z[0, 2] == 0
+    kl.sum().backward()
+    assert log_std.grad.tolist() == [[0.0, -1.0, 0.0]]
+    _, kl = fastib.information_dropout(x, log_std, mask_zero=False, reduction="none")
+    assert kl.tolist() == [[1.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize("mean_one", [False, True])
+def test_mean_of_the_noise(kernels: str, mean_one: bool) -> None:
+    n = 200_000 if kernels == "reference" else 2_000_000
+    log_std = torch.full((n,), math.log(0.5))
+    z, _ = fastib.information_dropout(torch.ones(n), log_std, mean_one=mean_one)
+    mean = 1.0 if mean_one else math.exp(0.125)
+    deviation = mean * math.sqrt((math.exp(0.25) - 1) / n)
+    assert abs(z.double().mean().item() - mean) < 4 * deviation
+    assert abs(z.double().log().std().item() - 0.5) < 4 * 0.5 / math.sqrt(2 * n)
+
+
+def test_dead_units_do_not_reach_the_gradient_of_z(kernels: str) -> None:
+    """log 0 is infinite; where only z is used, it must not appear."""
+    x, log_std = torch.zeros(3, 9, requires_grad=True), torch.zeros(3, 9, requires_grad=True)
+    z, kl = fastib.information_dropout(x, log_std, prior="log_normal")
+    assert kl.isinf()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(z.sum(), (x, log_std)))
+
+
+def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> None:
+    x, log_std, grad = torch.rand(301, 777), torch.randn(301, 777), torch.randn(301, 777)
+    prior = torch.tensor(0.1), torch.tensor(-0.2)
+    results = []
+    for count in (1, 2, 2):
+        torch.set_num_threads(count)
+        tail = (x, log_std, *prior, None, RNG, True, True, True, 2, 0.1)
+        z, kl = _ops.information_dropout(*tail)
+        results.append((z, kl, *_ops.information_dropout_backward(grad, kl, *tail)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

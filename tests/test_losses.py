@@ -1,0 +1,137 @@
+"""The loss modules: their values, their terms, and when they anneal."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastib
+from fastib.losses import AnnealedVAELoss, BetaVAELoss
+from fastib.schedules import Cosine, Cyclic, Linear
+
+B = 6
+OUTPUT, TARGET = torch.randn(B, 1, 4, 4), torch.rand(B, 1, 4, 4)
+MU, LOGVAR = torch.randn(B, 3), torch.randn(B, 3)
+KL = ((MU**2 + torch.expm1(LOGVAR) - LOGVAR) / 2).sum(-1)
+
+
+def _bernoulli() -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(OUTPUT, TARGET, reduction="sum") / B
+
+
+def test_beta_vae_is_reconstruction_plus_beta_kl() -> None:
+    loss, reconstruction, kl = BetaVAELoss(4.0)(OUTPUT, TARGET, MU, LOGVAR)
+    torch.testing.assert_close(reconstruction, _bernoulli())
+    torch.testing.assert_close(kl, KL.mean())
+    torch.testing.assert_close(loss, _bernoulli() + 4 * KL.mean())
+    terms = BetaVAELoss(likelihood="gaussian")(OUTPUT, TARGET, MU, LOGVAR)
+    torch.testing.assert_close(terms.reconstruction, ((OUTPUT - TARGET) ** 2).sum() / 2 / B)
+    torch.testing.assert_close(terms.loss, terms.reconstruction + terms.kl)
+
+
+def test_a_kl_that_is_already_there() -> None:
+    _, kl = fastib.reparameterize_with_kl(MU, LOGVAR)
+    torch.testing.assert_close(BetaVAELoss(4.0)(OUTPUT, TARGET, kl=kl), BetaVAELoss(4.0)(OUTPUT, TARGET, MU, LOGVAR))
+    _, kl = fastib.reparameterize_with_kl(MU, LOGVAR, reduction="sample")
+    criterion = AnnealedVAELoss(per="sample")
+    torch.testing.assert_close(criterion(OUTPUT, TARGET, kl=kl), criterion(OUTPUT, TARGET, MU, LOGVAR))
+
+
+def test_free_bits() -> None:
+    per_dimension = ((MU**2 + torch.expm1(LOGVAR) - LOGVAR) / 2).mean(0)
+    terms = BetaVAELoss(2.0, free_bits=0.8)(OUTPUT, TARGET, MU, LOGVAR)
+    torch.testing.assert_close(terms.kl, per_dimension.clamp(min=0.8).sum())
+
+
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_capacity(per: str) -> None:
+    criterion = AnnealedVAELoss(10.0, capacity=8.0, steps=4, per=per)
+    for step in range(6):
+        capacity = min(step / 4, 1) * 8.0
+        constraint = (KL.mean() - capacity).abs() if per == "batch" else (KL - capacity).abs().mean()
+        terms = criterion(OUTPUT, TARGET, MU, LOGVAR)
+        torch.testing.assert_close(terms.loss, _bernoulli() + 10 * constraint)
+        torch.testing.assert_close(terms.kl, KL.mean())
+        criterion.step()
+
+
+def test_capacity_of_batch_and_of_sample_differ_in_gradient() -> None:
+    grads = []
+    middle = KL.sort().values[2:4].mean()
+    for per in ("batch", "sample"):
+        mu = MU.clone().requires_grad_()
+        criterion = AnnealedVAELoss(1.0, capacity=Linear(middle.item(), 99.0, 5), per=per)
+        (grad,) = torch.autograd.grad(criterion(OUTPUT, TARGET, mu, LOGVAR).loss, mu)
+        sign = torch.sign(KL.mean() - middle) if per == "batch" else torch.sign(KL - middle)[:, None]
+        torch.testing.assert_close(grad, sign * MU / B)
+        grads.append(grad)
+    assert not torch.allclose(*grads)
+
+
+def test_nothing_but_step_anneals() -> None:
+    criterion = AnnealedVAELoss(capacity=25.0, steps=10)
+    criterion.step()
+    for module in (criterion.eval(), criterion.train()):
+        module(OUTPUT, TARGET, MU, LOGVAR)
+    assert criterion.capacity.steps == 1 and criterion.capacity.value.item() == 2.5
+
+
+def test_terms_are_detached_and_the_loss_is_not() -> None:
+    mu = MU.clone().requires_grad_()
+    terms = BetaVAELoss()(OUTPUT, TARGET, mu, LOGVAR)
+    assert terms.loss.requires_grad and not terms.reconstruction.requires_grad and not terms.kl.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
+    output, target = torch.zeros(4, 100_000, dtype=dtype), torch.ones(4, 100_000, dtype=dtype)
+    terms = BetaVAELoss()(output, target, MU[:4].to(dtype), LOGVAR[:4].to(dtype))
+    assert terms.loss.dtype == torch.float32
+    assert terms.reconstruction.item() == pytest.approx(100_000 * 0.6931472, rel=1e-5)
+
+
+def test_a_checkpoint_holds_the_position() -> None:
+    criterion = BetaVAELoss(Linear(0.0, 4.0, steps=8))
+    for _ in range(3):
+        criterion.step()
+    buffer = io.BytesIO()
+    torch.save(criterion.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = BetaVAELoss(Linear(0.0, 4.0, steps=8))
+    resumed.load_state_dict(torch.load(buffer))
+    for copied in (resumed, copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert copied.beta.steps == 3
+        torch.testing.assert_close(copied(OUTPUT, TARGET, MU, LOGVAR), criterion(OUTPUT, TARGET, MU, LOGVAR))
+        copied.step()
+        assert copied.beta.value.item() == 2.0
+    assert criterion.beta.value.item() == 1.5
+
+
+def test_schedules_at_their_landmarks() -> None:
+    linear, cosine, cyclic = Linear(2.0, 6.0, 8), Cosine(2.0, 6.0, 8), Cyclic(2.0, 6.0, 8, ramp=0.5)
+    assert [linear.at(s) for s in (0, 2, 4, 8, 100)] == [2, 3, 4, 6, 6]
+    assert [round(cosine.at(s), 9) for s in (0, 4, 8, 100)] == [2, 4, 6, 6]
+    assert cosine.at(2) < linear.at(2) and cosine.at(6) > linear.at(6)
+    assert [cyclic.at(s) for s in (0, 2, 4, 7, 8, 10)] == [2, 4, 6, 6, 2, 4]
+    for schedule in (linear, cosine, cyclic):
+        for step in range(12):
+            assert schedule.value.item() == pytest.approx(schedule.at(step), abs=1e-6)
+            schedule.step()
+
+
+@pytest.mark.parametrize("criterion", [BetaVAELoss(4.0), AnnealedVAELoss(steps=5)], ids=["beta", "annealed"])
+def test_gradients_train(criterion: torch.nn.Module) -> None:
+    """A few steps of gradient descent lower the loss, and the schedule follows the optimiser."""
+    mu, logvar, output = (t.clone().requires_grad_() for t in (MU, LOGVAR, OUTPUT))
+    optimiser = torch.optim.SGD([mu, logvar, output], lr=1e-3)
+    first = criterion(output, TARGET, mu, logvar).loss.item()
+    for _ in range(5):
+        optimiser.zero_grad()
+        criterion(output, TARGET, mu, logvar).loss.backward()
+        optimiser.step()
+    assert criterion(output, TARGET, mu, logvar).loss.item() < first
