@@ -27,7 +27,16 @@ def cpu_extension() -> Any:
             ("Py_LIMITED_API", OLDEST_PYTHON),
         ],
         extra_compile_args={
-            "cxx": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi", "-Wno-unused-function", "-Wno-maybe-uninitialized"]
+            "cxx": [
+                "-O3",
+                "-fno-math-errno",
+                "-fno-trapping-math",
+                "-ffp-contract=off",
+                "-fvisibility=hidden",
+                "-Wno-psabi",
+                "-Wno-unused-function",
+                "-Wno-maybe-uninitialized",
+            ]
         },
         extra_link_args=[] if sys.platform == "darwin" else ["-s"],
     )

@@ -45,9 +45,7 @@ def check_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
     """Raises unless `value` has the shape, dtype and device of `other`, which has passed `check_floating`."""
     check_floating(name, value)
     if value.shape != other.shape:
-        raise ValueError(
-            f"{name} must have the shape of {other_name}, {tuple(other.shape)}, got {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name} must have the shape of {other_name}, {tuple(other.shape)}, got {tuple(value.shape)}")
     check_dtype_and_device(name, value, other_name, other)
 
 

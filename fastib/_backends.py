@@ -27,9 +27,7 @@ def _load() -> tuple[ModuleType | None, str]:
     """The compiled CPU module, or None with the reason."""
     wanted = os.environ.get("FASTIB_BACKEND", "auto")
     if wanted not in BACKENDS:
-        raise ImportError(
-            f"FASTIB_BACKEND={wanted!r} is not a backend of this build: choose {', '.join(BACKENDS)}"
-        )
+        raise ImportError(f"FASTIB_BACKEND={wanted!r} is not a backend of this build: choose {', '.join(BACKENDS)}")
     if wanted == "reference":
         return None, "FASTIB_BACKEND=reference"
     try:

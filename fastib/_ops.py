@@ -19,6 +19,7 @@ from fastib import reference
 from fastib._arguments import Reduction, accumulate_dtype
 
 _Backward = TypeVar("_Backward", bound=Callable[..., Any])
+_Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
 
 class _NoSecondDerivative(Function):
@@ -51,7 +52,7 @@ def _once_differentiable(backward: _Backward) -> _Backward:
 _library = torch.library.Library("fastib", "DEF")
 
 
-def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _operator(schema: str) -> Callable[[_Fake], _Fake]:
     """Defines an operator and stands for it: the decorated function is its fake, the reference its last resort."""
     name = schema.partition("(")[0]
     _library.define(schema)
@@ -59,9 +60,9 @@ def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     # The autograd.Functions below do what the Autograd key would; without this, each call pays 8 us for its fallback.
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
-    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+    def register(fake: _Fake) -> _Fake:
         torch.library.register_fake(f"fastib::{name}", fake, lib=_library)
-        return cast(Callable[..., Any], getattr(torch.ops.fastib, name).default)
+        return cast(_Fake, getattr(torch.ops.fastib, name).default)
 
     return register
 
@@ -94,7 +95,7 @@ class Reparameterize(Function):
     @staticmethod
     def forward(ctx: Any, mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None) -> Tensor:
         ctx.save_for_backward(logvar, noise, rng)
-        return reparameterize(mu, logvar, noise, rng)  # type: ignore[no-any-return]
+        return reparameterize(mu, logvar, noise, rng)
 
     @staticmethod
     @_once_differentiable
@@ -149,14 +150,15 @@ class GaussianKL(Function):
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
         ctx.reduction, ctx.scale = reduction, scale
-        return gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction, scale)  # type: ignore[no-any-return]
+        return gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction, scale)
 
     @staticmethod
     @_once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mu, logvar, prior_mu, prior_logvar = ctx.saved_tensors
         prior_needs_grad = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         grads = gaussian_kl_backward(
-            grad, *ctx.saved_tensors, ctx.reduction, ctx.scale, prior_needs_grad
+            grad, mu, logvar, prior_mu, prior_logvar, ctx.reduction, ctx.scale, prior_needs_grad
         )
         return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None, None
 
@@ -204,19 +206,20 @@ class ReparameterizeWithKL(Function):
         ctx.save_for_backward(mu, logvar, noise, rng)
         ctx.reduction, ctx.scale = reduction, scale
         ctx.set_materialize_grads(False)
-        return reparameterize_with_kl(mu, logvar, noise, rng, reduction, scale)  # type: ignore[no-any-return]
+        return reparameterize_with_kl(mu, logvar, noise, rng, reduction, scale)
 
     @staticmethod
     @_once_differentiable
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_z is None and grad_kl is None:
             return (None,) * 6
+        mu, logvar, noise, rng = ctx.saved_tensors
         d_mu, d_logvar = reparameterize_with_kl_backward(
-            grad_z, grad_kl, *ctx.saved_tensors, ctx.reduction, ctx.scale
+            grad_z, grad_kl, mu, logvar, noise, rng, ctx.reduction, ctx.scale
         )
         d_noise = None
         if ctx.needs_input_grad[2] and grad_z is not None:
-            d_noise = reference.noise_grad(grad_z, ctx.saved_tensors[1])
+            d_noise = reference.noise_grad(grad_z, logvar)
         return d_mu, d_logvar, d_noise, None, None, None
 
 
@@ -229,7 +232,7 @@ class LogVariancePenalty(Function):
     @staticmethod
     def forward(ctx: Any, logvar: Tensor, reduction: int, scale: float) -> Tensor:
         ctx.shape, ctx.dtype, ctx.reduction, ctx.scale = logvar.shape, logvar.dtype, reduction, scale
-        return log_variance_penalty(logvar, reduction, scale)  # type: ignore[no-any-return]
+        return log_variance_penalty(logvar, reduction, scale)
 
     @staticmethod
     @_once_differentiable
@@ -277,7 +280,7 @@ class InformationDropout(Function):
         ctx.save_for_backward(*tensors)
         ctx.options = options
         ctx.set_materialize_grads(False)
-        return information_dropout(*tensors, *options)  # type: ignore[no-any-return]
+        return information_dropout(*tensors, *options)
 
     @staticmethod
     @_once_differentiable
@@ -286,9 +289,7 @@ class InformationDropout(Function):
         nothing = (None,) * (1 + len(ctx.options))
         if grad_z is None and grad_kl is None:
             return None, None, None, None, None, *nothing
-        d_x, d_log_std, d_mean, d_prior_log_std = information_dropout_backward(
-            grad_z, grad_kl, *tensors, *ctx.options
-        )
+        d_x, d_log_std, d_mean, d_prior_log_std = information_dropout_backward(grad_z, grad_kl, *tensors, *ctx.options)
         x, log_std, prior_mean, prior_log_std, noise, _ = tensors
         d_noise = None
         if ctx.needs_input_grad[4] and grad_z is not None:
@@ -301,4 +302,3 @@ class InformationDropout(Function):
             d_noise,
             *nothing,
         )
-

@@ -65,7 +65,8 @@ def reparameterize(
     """
     _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     rng = _rng.draw(mu, noise, generator, rng)
-    return _ops.Reparameterize.apply(mu, logvar, noise, rng)  # type: ignore[no-any-return]
+    z: Tensor = _ops.Reparameterize.apply(mu, logvar, noise, rng)
+    return z
 
 
 def gaussian_kl(
@@ -124,18 +125,20 @@ def gaussian_kl(
         prior_logvar = _arguments.broadcast("prior_logvar", zero if prior_logvar is None else prior_logvar, "mu", mu)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction)
     distributions = mu, logvar, prior_mu, prior_logvar
+    kl: Tensor
     if free_bits == 0:
-        return _ops.GaussianKL.apply(*distributions, kind, scale)  # type: ignore[no-any-return]
+        kl = _ops.GaussianKL.apply(*distributions, kind, scale)
+        return kl
     if free_bits_per == "element":
-        return _reduce_elements(_ops.GaussianKL.apply(*distributions, Reduction.NONE, 1.0), free_bits, kind, scale)
+        kl = _ops.GaussianKL.apply(*distributions, Reduction.NONE, 1.0)
+        return _reduce_elements(kl.clamp(min=free_bits), kind, scale)
     batch = _arguments.batch_size(mu.shape)
     over = Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM
-    mean = _ops.GaussianKL.apply(*distributions, over, 1 / max(batch, 1))
-    return mean.clamp(min=free_bits).sum() * (scale * batch)  # type: ignore[no-any-return]
+    kl = _ops.GaussianKL.apply(*distributions, over, 1 / max(batch, 1))
+    return kl.clamp(min=free_bits).sum() * (scale * batch)
 
 
-def _reduce_elements(kl: Tensor, floor: float, kind: int, scale: float) -> Tensor:
-    kl = kl.clamp(min=floor)
+def _reduce_elements(kl: Tensor, kind: int, scale: float) -> Tensor:
     if kind == Reduction.NONE:
         return kl
     return kl.sum(-1) if kind == Reduction.SAMPLE and kl.dim() > 0 else kl.sum() * scale
@@ -184,7 +187,8 @@ def reparameterize_with_kl(
     _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
     rng = _rng.draw(mu, noise, generator, rng)
-    return _ops.ReparameterizeWithKL.apply(mu, logvar, noise, rng, kind, scale)  # type: ignore[no-any-return]
+    result: tuple[Tensor, Tensor] = _ops.ReparameterizeWithKL.apply(mu, logvar, noise, rng, kind, scale)
+    return result
 
 
 def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Tensor:
@@ -215,7 +219,8 @@ def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Ten
     tensor(1.)
     """
     _arguments.check_floating("logvar", logvar)
-    return _ops.LogVariancePenalty.apply(logvar, *_arguments.reduction_of(reduction, logvar.shape))  # type: ignore[no-any-return]
+    penalty: Tensor = _ops.LogVariancePenalty.apply(logvar, *_arguments.reduction_of(reduction, logvar.shape))
+    return penalty
 
 
 def information_dropout(
@@ -289,7 +294,7 @@ def information_dropout(
     mean, std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, scale = _arguments.reduction_of(reduction, x.shape)
     rng = _rng.draw(x, noise, generator, rng)
-    return _ops.InformationDropout.apply(  # type: ignore[no-any-return]
+    result: tuple[Tensor, Tensor] = _ops.InformationDropout.apply(
         x, log_std, mean, std, noise, rng, prior == "log_normal", mask_zero, mean_one, kind, scale
     )
-
+    return result

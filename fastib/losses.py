@@ -40,9 +40,7 @@ class _VAELoss(nn.Module):
     def _reconstruction(self, output: Tensor, target: Tensor) -> Tensor:
         """-log p(target | output) per sample, averaged over the batch."""
         if output.shape != target.shape:
-            raise ValueError(
-                f"output must have the shape of target, {tuple(target.shape)}, got {tuple(output.shape)}"
-            )
+            raise ValueError(f"output must have the shape of target, {tuple(target.shape)}, got {tuple(output.shape)}")
         output = output.to(accumulate_dtype(output.dtype))
         target = target.to(output.dtype)
         if self.likelihood == "bernoulli":

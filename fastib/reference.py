@@ -108,7 +108,7 @@ def information_dropout(
 def _noise(x: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor:
     """The noise given, or drawn."""
     rng = _rng.draw(x, noise, generator, rng)
-    return noise if rng is None else _rng.normal(rng, x.shape, accumulate_dtype(x.dtype))  # type: ignore[no-any-return]
+    return noise if rng is None else _rng.normal(rng, x.shape, accumulate_dtype(x.dtype))
 
 
 def _accumulate(*tensors: Tensor) -> list[Tensor]:
@@ -192,7 +192,11 @@ def _gaussian_kl_kernel(
     mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, reduction: int, scale: float
 ) -> Tensor:
     kl = _kl_elements(mu, logvar, prior_mu, prior_logvar)
-    return _dense(kl, torch.empty_like(mu, dtype=kl.dtype)) if reduction == Reduction.NONE else _reduce(kl, reduction, scale)
+    return (
+        _dense(kl, torch.empty_like(mu, dtype=kl.dtype))
+        if reduction == Reduction.NONE
+        else _reduce(kl, reduction, scale)
+    )
 
 
 def _gaussian_kl_backward(

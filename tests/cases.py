@@ -54,7 +54,11 @@ _LAYOUTS: list[tuple[str, str, Make]] = [
     ("transposed", "the last dimension is not the fastest", _viewed(lambda t: t.t(), 130, 70)),
     ("expanded", "elements that share memory", _viewed(lambda t: t.expand(40, 25), 1, 25)),
     ("offset", "not aligned to a vector", _viewed(lambda t: t.flatten()[1:].view(5, 200), 1, 1001)),
-    ("channels_last", "an image in NHWC", _viewed(lambda t: t.contiguous(memory_format=torch.channels_last), 2, 5, 8, 9)),
+    (
+        "channels_last",
+        "an image in NHWC",
+        _viewed(lambda t: t.contiguous(memory_format=torch.channels_last), 2, 5, 8, 9),
+    ),
 ]
 
 _VALUES: list[tuple[str, str, Make]] = [
@@ -64,12 +68,18 @@ _VALUES: list[tuple[str, str, Make]] = [
         _values([0.0, 1e-4], [s * 10.0**-k for k in range(8) for s in (1, -1, 3)] + [0.0]),
     ),
     ("wide", "variances over many decades", _values([-1e3, -1.0, 0.0, 0.5, 60.0], [float(x) for x in range(-80, 81)])),
-    ("extreme", "e^logvar under- and overflows", _values([0.0, 1e-30, 1e15], [-3e4, -200.0, -110.0, 88.5, 89.0, 170.0, 200.0])),
+    (
+        "extreme",
+        "e^logvar under- and overflows",
+        _values([0.0, 1e-30, 1e15], [-3e4, -200.0, -110.0, 88.5, 89.0, 170.0, 200.0]),
+    ),
     ("signed_zero", "negative zero and subnormals", _values([-0.0, 0.0, 1e-40, -1e-45], [-0.0, 0.0, 1e-40])),
     (
         "non_finite",
         "NaN and infinities propagate",
-        _values([0.0, float("nan"), float("inf"), -float("inf")], [0.0, float("nan"), float("inf"), -float("inf"), -1.0]),
+        _values(
+            [0.0, float("nan"), float("inf"), -float("inf")], [0.0, float("nan"), float("inf"), -float("inf"), -1.0]
+        ),
     ),
 ]
 

@@ -66,7 +66,13 @@ def test_log_variance_penalty_of_integers() -> None:
 @pytest.mark.parametrize("name", REDUCED)
 @pytest.mark.parametrize("reduction", ["avg", "SUM", "", None, 2])
 def test_unknown_reduction(name: str, reduction: Any) -> None:
-    _both(name, *_inputs(name), reduction=reduction, error=ValueError, match=f"reduction must be one of .*got {reduction!r}")
+    _both(
+        name,
+        *_inputs(name),
+        reduction=reduction,
+        error=ValueError,
+        match=f"reduction must be one of .*got {reduction!r}",
+    )
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -123,7 +129,11 @@ def test_priors_of_the_kl() -> None:
         ({"free_bits": True}, TypeError, "free_bits must be a number, got bool"),
         ({"free_bits_per": "batch"}, ValueError, "free_bits_per must be one of .*got 'batch'"),
         ({"free_bits": 0.1, "reduction": "none"}, ValueError, "reduction must be .*got 'none'"),
-        ({"free_bits": 0.1, "reduction": "sample", "free_bits_per": "total"}, ValueError, "reduction must be .*got 'sample'"),
+        (
+            {"free_bits": 0.1, "reduction": "sample", "free_bits_per": "total"},
+            ValueError,
+            "reduction must be .*got 'sample'",
+        ),
     ],
 )
 def test_free_bits(kwargs: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -135,9 +145,17 @@ def test_free_bits(kwargs: dict[str, Any], error: type[Exception], match: str) -
     [
         ({"prior": "uniform"}, ValueError, "prior must be one of 'log_uniform', 'log_normal', got 'uniform'"),
         ({"prior_mean": 0.1}, ValueError, "prior_mean must be None with prior='log_uniform'.*got 0.1"),
-        ({"prior": "log_normal", "prior_log_std": F}, ValueError, r"prior_log_std must have one element, got shape \(4, 3\)"),
+        (
+            {"prior": "log_normal", "prior_log_std": F},
+            ValueError,
+            r"prior_log_std must have one element, got shape \(4, 3\)",
+        ),
         ({"prior": "log_normal", "prior_mean": torch.tensor(1)}, TypeError, "prior_mean must be .*torch.int64"),
-        ({"prior": "log_normal", "prior_mean": torch.zeros((), device="meta")}, ValueError, "prior_mean must be on .*meta"),
+        (
+            {"prior": "log_normal", "prior_mean": torch.zeros((), device="meta")},
+            ValueError,
+            "prior_mean must be on .*meta",
+        ),
         ({"prior": "log_normal", "prior_mean": "0"}, TypeError, "prior_mean must be a number .*got str"),
     ],
 )
@@ -155,7 +173,11 @@ def test_dropout_priors(kwargs: dict[str, Any], error: type[Exception], match: s
         (lambda: losses.AnnealedVAELoss(capacity=-1.0), ValueError, "capacity must be .*got -1.0"),
         (lambda: losses.AnnealedVAELoss(gamma=float("nan")), ValueError, "gamma must be .*got nan"),
         (lambda: losses.AnnealedVAELoss(per="epoch"), ValueError, "per must be one of .*'epoch'"),
-        (lambda: losses.BetaVAELoss()(F, torch.zeros(4, 2), F, F), ValueError, r"output must have the shape .*\(4, 2\), got \(4, 3\)"),
+        (
+            lambda: losses.BetaVAELoss()(F, torch.zeros(4, 2), F, F),
+            ValueError,
+            r"output must have the shape .*\(4, 2\), got \(4, 3\)",
+        ),
         (lambda: losses.BetaVAELoss()(F, F), ValueError, "mu and logvar must both be given"),
         (lambda: losses.BetaVAELoss()(F, F, F, F, kl=F.sum()), ValueError, "kl must be None where mu and logvar"),
         (lambda: losses.BetaVAELoss(free_bits=0.1)(F, F, kl=F.sum()), ValueError, "kl must be None with free_bits"),

@@ -18,7 +18,9 @@ COMPILED = fastib.backends()["cpu"].name == "cpu"
 
 
 def _python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
 
 
 def test_compiled_kernels_serve_the_cpu() -> None:
@@ -46,7 +48,10 @@ def test_backend_by_name(backend: str) -> None:
 def test_backend_that_this_build_lacks(backend: str) -> None:
     result = _python("import fastib", FASTIB_BACKEND=backend)
     assert result.returncode != 0
-    assert f"ImportError: FASTIB_BACKEND='{backend}' is not a backend of this build: choose auto, cpu, reference" in result.stderr
+    assert (
+        f"ImportError: FASTIB_BACKEND='{backend}' is not a backend of this build: choose auto, cpu, reference"
+        in result.stderr
+    )
 
 
 BROKEN = "import sys; sys.modules['fastib._C'] = None; import fastib, torch; "
@@ -115,15 +120,19 @@ def test_compiles_whole_and_gives_the_same_bits(reduction: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+SELECTION = "(vae or chunk or transposed or non_finite or extreme-torch or check or known or bits_of) and not float16"
+
+
 @pytest.mark.skipif(not COMPILED, reason="this is that run")
 def test_all_operators_on_the_reference() -> None:
-    """The operators' own tests, in a process that asks for the reference: all but what only the kernels promise."""
+    """The operators' own tests, in a process that asks for the reference, which is slow: not on every layout."""
     files = [str(path) for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in reference.KERNELS]
     assert len(files) == 6
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", "not two_to_the_31 and not number_of_threads"],
+        [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", SELECTION],
         env={**os.environ, "FASTIB_BACKEND": "reference", "CI": ""},
         capture_output=True,
         text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stdout[-3000:]

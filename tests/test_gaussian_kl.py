@@ -137,7 +137,10 @@ def test_between_two_gaussians(kernels: str, make: Make, dtype: torch.dtype) -> 
 
 def test_prior_broadcasts_and_may_be_partial() -> None:
     mu, logvar = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
-    mean, var = torch.randn(3, dtype=torch.float64, requires_grad=True), torch.randn((), dtype=torch.float64, requires_grad=True)
+    mean, var = (
+        torch.randn(3, dtype=torch.float64, requires_grad=True),
+        torch.randn((), dtype=torch.float64, requires_grad=True),
+    )
     full = (mu, logvar, mean.expand(6, 3), var.expand(6, 3))
     torch.testing.assert_close(fastib.gaussian_kl(mu, logvar, mean, var), reference.gaussian_kl(*full))
     zero = torch.zeros(6, 3, dtype=torch.float64)

@@ -41,13 +41,17 @@ def _parameters(prior: str, dtype: torch.dtype) -> dict[str, Any]:
 @pytest.mark.parametrize("make", LAYOUTS)
 def test_values_and_gradients(kernels: str, make: Make, dtype: torch.dtype, options: dict[str, Any]) -> None:
     x, log_std = (t.detach().requires_grad_() for t in _activations(make, dtype, options["prior"]))
-    parameters = {k: v.requires_grad_() for k, v in _parameters(options["prior"], _arguments.accumulate_dtype(dtype)).items()}
+    parameters = {
+        k: v.requires_grad_() for k, v in _parameters(options["prior"], _arguments.accumulate_dtype(dtype)).items()
+    }
     leaves = [x, log_std, *parameters.values()]
     doubles = [t.detach().double().requires_grad_() for t in leaves]
     noise = _rng.normal(RNG, x.shape, torch.float64)
 
     def run(fn: Any, tensors: list[torch.Tensor], **source: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return fn(*tensors[:2], **dict(zip(parameters, tensors[2:], strict=True)), **options, **source, reduction="none")
+        return fn(
+            *tensors[:2], **dict(zip(parameters, tensors[2:], strict=True)), **options, **source, reduction="none"
+        )
 
     ours = run(fastib.information_dropout, leaves, rng=RNG)
     plain = run(reference.information_dropout, leaves, rng=RNG)
@@ -59,14 +63,20 @@ def test_values_and_gradients(kernels: str, make: Make, dtype: torch.dtype, opti
 
     grads = torch.randn(x.shape).to(dtype), torch.randn(x.shape, dtype=ours[1].dtype)
     results = [
-        torch.autograd.grad(out, tensors, [g.to(o.dtype) for g, o in zip(grads, out, strict=True)], materialize_grads=True)
+        torch.autograd.grad(
+            out, tensors, [g.to(o.dtype) for g, o in zip(grads, out, strict=True)], materialize_grads=True
+        )
         for out, tensors in ((ours, leaves), (plain, leaves), (oracle, doubles))
     ]
     for a, p, o, leaf in zip(*results, leaves, strict=True):
         assert a.dtype == leaf.dtype and a.shape == leaf.shape
         finite = torch.isfinite(o)
-        size = o.abs() + (grads[0].double().abs() * oracle[0].abs() + grads[1].double().abs() if leaf.shape == x.shape else x.numel())
-        assert_within_budget(torch.where(finite, a, 0), torch.where(finite, p, 0), torch.where(finite, o, 0), scale=size, slack=32)
+        size = o.abs() + (
+            grads[0].double().abs() * oracle[0].abs() + grads[1].double().abs() if leaf.shape == x.shape else x.numel()
+        )
+        assert_within_budget(
+            torch.where(finite, a, 0), torch.where(finite, p, 0), torch.where(finite, o, 0), scale=size, slack=32
+        )
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -95,7 +105,8 @@ def test_gradcheck(kernels: str, options: dict[str, Any], reduction: str) -> Non
 
     assert torch.autograd.gradcheck(fixed, (x, log_std, *parameters))
     assert torch.autograd.gradcheck(
-        lambda n: fastib.information_dropout(x.detach(), log_std.detach(), mean_one=options["mean_one"], noise=n)[0], (noise,)
+        lambda n: fastib.information_dropout(x.detach(), log_std.detach(), mean_one=options["mean_one"], noise=n)[0],
+        (noise,),
     )
 
 

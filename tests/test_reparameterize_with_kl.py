@@ -42,7 +42,10 @@ def test_values(kernels: str, make: Make, dtype: torch.dtype) -> None:
 def test_gradients(kernels: str, make: Make, dtype: torch.dtype, reduction: str, used: str) -> None:
     mu, logvar = (t.requires_grad_() for t in make(dtype))
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
-    grad_z, grad_kl = torch.randn(mu.shape).to(dtype), torch.randn(reference._reduce(mu.detach().double(), kind, 1).shape)
+    grad_z, grad_kl = (
+        torch.randn(mu.shape).to(dtype),
+        torch.randn(reference._reduce(mu.detach().double(), kind, 1).shape),
+    )
     grad_kl = grad_kl.to(_arguments.accumulate_dtype(dtype))
     grads = {"both": (grad_z, grad_kl), "z": (grad_z, None), "kl": (None, grad_kl)}[used]
 
@@ -57,8 +60,17 @@ def test_gradients(kernels: str, make: Make, dtype: torch.dtype, reduction: str,
         *(None if t is None else t.abs() for t in doubles[:3]), doubles[3].abs(), None, RNG, kind, scale
     )
     noise = _rng.normal(RNG, mu.shape, torch.float64).abs()
-    sizes = sizes[0], sizes[1].abs() + (doubles[0].abs() * torch.exp(doubles[3] / 2) * noise if doubles[0] is not None else 0)
-    for a, p, o, size in zip(gradients(fastib.reparameterize_with_kl), gradients(reference.reparameterize_with_kl), oracle, sizes, strict=True):
+    sizes = (
+        sizes[0],
+        sizes[1].abs() + (doubles[0].abs() * torch.exp(doubles[3] / 2) * noise if doubles[0] is not None else 0),
+    )
+    for a, p, o, size in zip(
+        gradients(fastib.reparameterize_with_kl),
+        gradients(reference.reparameterize_with_kl),
+        oracle,
+        sizes,
+        strict=True,
+    ):
         assert a.dtype == dtype
         assert_within_budget(a, p, o, scale=size + o.abs(), slack=16)
 

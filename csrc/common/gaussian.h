@@ -55,9 +55,8 @@ struct DropoutKl {
 };
 
 template <class V>
-FASTIB_INLINE DropoutKl<V> dropout_kl_log_normal(V x, V log_std, V std, Scalar<V> prior_mean,
-                                                 Scalar<V> prior_log_std, Scalar<V> prior_precision,
-                                                 Scalar<V> shift) {
+FASTIB_INLINE DropoutKl<V> dropout_kl_log_normal(V x, V log_std, V std, Scalar<V> prior_mean, Scalar<V> prior_log_std,
+                                                 Scalar<V> prior_precision, Scalar<V> shift) {
   using S = Scalar<V>;
   const V variance = std * std * prior_precision;
   const V deviation = fma<V>(std * std, S(-0.5) * shift, logarithm<V>(x)) - prior_mean;

@@ -2,7 +2,8 @@
 //
 // No include guard, on purpose: every instruction set compiles its own copy of this file inside its own namespace
 // (cpu/each_isa.h). Whoever includes it has defined, for V: Scalar<V>, Int<V>, Uint<V>, splat, as_int, as_real,
-// to_real, any, fma and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors and scalars alike.
+// to_real, any, fma and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors and scalars
+// alike.
 
 template <class S>
 struct Constants;
@@ -41,16 +42,17 @@ struct Constants<double> {
   static constexpr double smallest_normal = 0x1p-1022, subnormal_scale = 0x1p54;
   static constexpr int subnormal_shift = 54;
   static constexpr int64_t sqrt_half_bits = 0x3fe6a09e667f3bcd;
-  static constexpr double exp[] = {
-      0x1.0000000000000p-1,  0x1.5555555555555p-3,  0x1.5555555555557p-5,  0x1.111111111110dp-7,
-      0x1.6c16c16c15a69p-10, 0x1.a01a01a01cdffp-13, 0x1.a01a01a9ea0c5p-16, 0x1.71de3a4a38274p-19,
-      0x1.27e4d41675022p-22, 0x1.ae6470dd9a6ccp-26, 0x1.1f7f2f5fd728fp-29, 0x1.61584c4979286p-33};
+  static constexpr double exp[] = {0x1.0000000000000p-1,  0x1.5555555555555p-3,  0x1.5555555555557p-5,
+                                   0x1.111111111110dp-7,  0x1.6c16c16c15a69p-10, 0x1.a01a01a01cdffp-13,
+                                   0x1.a01a01a9ea0c5p-16, 0x1.71de3a4a38274p-19, 0x1.27e4d41675022p-22,
+                                   0x1.ae6470dd9a6ccp-26, 0x1.1f7f2f5fd728fp-29, 0x1.61584c4979286p-33};
   static constexpr double log1p[] = {
-      0x1.555555555556bp-2, -0x1.ffffffffffe7ap-3, 0x1.9999999994d5dp-3, -0x1.555555556b262p-3, 0x1.2492492760a98p-3,
-      -0x1.fffffff3a7dedp-4, 0x1.c71c702c7be3fp-4, -0x1.99999a9e81da5p-4, 0x1.745d590880276p-4, -0x1.55557734757d7p-4,
-      0x1.3b0d74b1453bdp-4, -0x1.24893f3cb8803p-4, 0x1.116a27c60751ap-4, -0x1.00d055ced96a5p-4, 0x1.dc96d8ee33fd8p-5,
-      -0x1.b454fd5418595p-5, 0x1.bba5efa4b0648p-5, -0x1.011276cd6aa2cp-4, 0x1.d2dc0e6906683p-5, -0x1.8de82798cd563p-6};
-  static constexpr double sin[] = {-0x1.5555555555555p-3, 0x1.111111111110dp-7,  -0x1.a01a01a018f8fp-13,
+      0x1.555555555556bp-2, -0x1.ffffffffffe7ap-3, 0x1.9999999994d5dp-3, -0x1.555555556b262p-3,
+      0x1.2492492760a98p-3, -0x1.fffffff3a7dedp-4, 0x1.c71c702c7be3fp-4, -0x1.99999a9e81da5p-4,
+      0x1.745d590880276p-4, -0x1.55557734757d7p-4, 0x1.3b0d74b1453bdp-4, -0x1.24893f3cb8803p-4,
+      0x1.116a27c60751ap-4, -0x1.00d055ced96a5p-4, 0x1.dc96d8ee33fd8p-5, -0x1.b454fd5418595p-5,
+      0x1.bba5efa4b0648p-5, -0x1.011276cd6aa2cp-4, 0x1.d2dc0e6906683p-5, -0x1.8de82798cd563p-6};
+  static constexpr double sin[] = {-0x1.5555555555555p-3, 0x1.111111111110dp-7,   -0x1.a01a01a018f8fp-13,
                                    0x1.71de3a538c718p-19, -0x1.ae6452f74dabfp-26, 0x1.6120c8ef7f21ep-33,
                                    -0x1.aabdb37b1198cp-41};
   static constexpr double cos[] = {0x1.5555555555555p-5,   -0x1.6c16c16c16c15p-10, 0x1.a01a01a019915p-16,

@@ -43,7 +43,8 @@ static void narrow(const S* in, int64_t n, T* p, int64_t stride) {
   if constexpr (std::is_same_v<T, torch::headeronly::Half> && std::is_same_v<S, float>) {
     if (stride == 1)
       for (; n >= 8; n -= 8, p += 8, in += 8)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
   }
 #endif
   if (stride == 1)

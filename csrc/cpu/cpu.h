@@ -99,7 +99,7 @@ void run_chunks(Kernel* kernel, const Arguments& arguments, int64_t chunks) {
 }
 
 #ifdef __x86_64__
-#define FASTIB_KERNEL(name)                        \
+#define FASTIB_KERNEL(name)                                \
   (::fastib::isa() == ::fastib::Isa::avx512 ? avx512::name \
    : ::fastib::isa() == ::fastib::Isa::avx2 ? avx2::name   \
                                             : baseline::name)

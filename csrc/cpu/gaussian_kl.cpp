@@ -21,8 +21,8 @@ struct GaussianKlBackwardArguments {
 
 namespace fastib {
 
-Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
-                   const MaybeTensor& prior_logvar, int64_t reduction, double scale) {
+Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
+                   int64_t reduction, double scale) {
   Reduction r(mu, reduction, scale);
   const GaussianKlArguments a{Operand(mu), Operand(logvar), Operand(prior_mu), Operand(prior_logvar), &r};
   const bool is_double = mu.scalar_type() == ScalarType::Double;
@@ -83,9 +83,8 @@ static void forward(const GaussianKlArguments& a, int64_t chunk) {
     const S* prior_mu = read<S>(a.prior_mu, begin, n, prior_mu_buffer);
     const S* prior_logvar = read<S>(a.prior_logvar, begin, n, prior_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>)
-      store(kl + i, kl_between<V>(load<V>(mu + i), load<V>(logvar + i), load<V>(prior_mu + i),
-                                  load<V>(prior_logvar + i))
-                        .kl);
+      store(kl + i,
+            kl_between<V>(load<V>(mu + i), load<V>(logvar + i), load<V>(prior_mu + i), load<V>(prior_logvar + i)).kl);
   });
 }
 
@@ -122,8 +121,8 @@ static void backward(const GaussianKlBackwardArguments& a, int64_t chunk) {
     const S* prior_mu = read<S>(a.prior_mu, begin, n, prior_mu_buffer);
     const S* prior_logvar = read<S>(a.prior_logvar, begin, n, prior_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
-      const KlBetween<V> d = kl_between<V>(load<V>(mu + i), load<V>(logvar + i), load<V>(prior_mu + i),
-                                           load<V>(prior_logvar + i));
+      const KlBetween<V> d =
+          kl_between<V>(load<V>(mu + i), load<V>(logvar + i), load<V>(prior_mu + i), load<V>(prior_logvar + i));
       const V g = load<V>(grad + i) * S(a.scale);
       store(d_mu + i, g * d.d_mu);
       store(d_logvar + i, g * d.d_logvar);

@@ -39,9 +39,8 @@ static double scalar_value(const MaybeTensor& t) {
   if (t->scalar_type() == ScalarType::Double) return *static_cast<const double*>(t->const_data_ptr());
   double value = 0;
   const Operand operand(*t);
-  baseline::with_type(operand.dtype, [&](auto zero) {
-    value = double(*reinterpret_cast<const decltype(zero)*>(operand.data));
-  });
+  baseline::with_type(operand.dtype,
+                      [&](auto zero) { value = double(*reinterpret_cast<const decltype(zero)*>(operand.data)); });
   return value;
 }
 
@@ -134,9 +133,9 @@ static void forward(const InformationDropoutArguments& a, int64_t chunk) {
       store(z + i, x * d.eps);
       V loss;
       if (o.log_normal)
-        loss = dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift)).kl;
-      else
-        loss = o.mask_zero ? (x > S(0) ? -log_std : V{}) : -log_std;
+        loss =
+            dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift)).kl;
+      else loss = o.mask_zero ? (x > S(0) ? -log_std : V{}) : -log_std;
       store(kl + i, loss);
     }
     write<S>(a.z, begin, n, z);

@@ -25,8 +25,7 @@ namespace fastib {
 
 Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const MaybeTensor& noise, const MaybeTensor& rng) {
   Tensor z = output_like(mu);
-  const ReparameterizeArguments a{mu.numel(),     Operand(mu),    Operand(logvar),
-                                  Operand(noise), rng_words(rng), Operand(z)};
+  const ReparameterizeArguments a{mu.numel(), Operand(mu), Operand(logvar), Operand(noise), rng_words(rng), Operand(z)};
   const bool is_double = mu.scalar_type() == ScalarType::Double;
   run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, chunks_of(a.numel));
   return z;

@@ -29,8 +29,7 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor
                                                   const MaybeTensor& rng, int64_t reduction, double scale) {
   Tensor z = output_like(mu);
   Reduction r(mu, reduction, scale);
-  const ReparameterizeWithKlArguments a{Operand(mu),    Operand(logvar), Operand(noise),
-                                        rng_words(rng), Operand(z),      &r};
+  const ReparameterizeWithKlArguments a{Operand(mu), Operand(logvar), Operand(noise), rng_words(rng), Operand(z), &r};
   const bool is_double = mu.scalar_type() == ScalarType::Double;
   run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
   return {z, r.finish()};
@@ -41,16 +40,11 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl_backward(const MaybeTensor& gr
                                                            const MaybeTensor& noise, const MaybeTensor& rng,
                                                            int64_t reduction, double scale) {
   Tensor d_mu = output_like(mu), d_logvar = output_like(logvar);
-  const ReparameterizeWithKlBackwardArguments a{mu.numel(),
-                                                scale,
-                                                Operand(grad_z),
-                                                Reduction::gradient(grad_kl, mu, reduction),
-                                                Operand(mu),
-                                                Operand(logvar),
-                                                Operand(noise),
-                                                rng_words(rng),
-                                                Operand(d_mu),
-                                                Operand(d_logvar)};
+  const ReparameterizeWithKlBackwardArguments a{mu.numel(),      scale,
+                                                Operand(grad_z), Reduction::gradient(grad_kl, mu, reduction),
+                                                Operand(mu),     Operand(logvar),
+                                                Operand(noise),  rng_words(rng),
+                                                Operand(d_mu),   Operand(d_logvar)};
   const bool is_double = mu.scalar_type() == ScalarType::Double;
   run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks_of(a.numel));
   return {d_mu, d_logvar};
@@ -101,7 +95,8 @@ static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chu
       const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
       store(d_mu + i, fma<V>(gk, load<V>(mu + i), gz));
       V by_logvar = gz * (half.value * load<V>(noise + i));
-      if (a.grad_kl) by_logvar = fma<V>(gk, expm1_logvar<V>(half), by_logvar);  // where z alone is used, e^logvar may overflow
+      if (a.grad_kl)
+        by_logvar = fma<V>(gk, expm1_logvar<V>(half), by_logvar);  // where z alone is used, e^logvar may overflow
       store(d_logvar + i, S(0.5) * by_logvar);
     }
     write<S>(a.d_mu, begin, n, d_mu);

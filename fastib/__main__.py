@@ -1,0 +1,7 @@
+"""`python -m fastib`."""
+
+import sys
+
+from fastib.cli import main
+
+sys.exit(main())

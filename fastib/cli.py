@@ -1,0 +1,47 @@
+"""The command line: `python -m fastib demo` and `python -m fastib bench`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status of the process."""
+    parser = argparse.ArgumentParser(prog="python -m fastib", description="Information-bottleneck losses for PyTorch.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser(
+        "demo", help="train a beta-VAE on sprites with fused and with plain losses, side by side"
+    )
+    demo.add_argument("--seconds", type=float, default=60.0, help="time to train, for both together (default: 60)")
+    demo.add_argument("--output", type=Path, default=Path("fastib-demo"), help="folder for the picture")
+
+    # Its options are its own: benches/run.py parses them.
+    commands.add_parser("bench", help="measure the operators against plain PyTorch (from a checkout)", add_help=False)
+
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "bench":
+        return _bench(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return _demo(args.seconds, args.output)
+
+
+def _demo(seconds: float, output: Path) -> int:
+    from fastib import demo
+
+    result = demo.run(seconds, output=output)
+    return 0 if result.agrees else 1
+
+
+def _bench(argv: Sequence[str]) -> int:
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "benches" / "run.py").exists():
+        print("python -m fastib bench needs a checkout of the repository: benches/ is not installed", file=sys.stderr)
+        return 2
+    sys.path.insert(0, str(checkout))
+    return int(importlib.import_module("benches.run").main(argv))
