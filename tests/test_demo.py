@@ -1,0 +1,56 @@
+"""The demo: the two trainings agree, and a picture comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastib import cli, demo
+
+
+@pytest.fixture(autouse=True)
+def fast_memory() -> None:
+    """The network allocates much, and its memory is not what is tested."""
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_few_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = demo.run(steps=4, output=tmp_path / "new" / "folder")
+    assert len(result.fused) == len(result.plain) == 4
+    assert result.agrees and result.difference < 1e-5
+    assert result.picture.read_bytes().startswith(b"\x89PNG\r\n")
+    for ours, theirs in zip(result.fused, result.plain, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert ours.loss == pytest.approx(ours.reconstruction + demo.BETA * ours.kl, rel=1e-5)
+        assert 0 < ours.kl < ours.reconstruction and ours.seconds > 0
+    assert result.fused[0].loss == pytest.approx(result.plain[0].loss, rel=1e-6)
+    assert 0 < result.fused_share < result.plain_share < 1
+    printed = capsys.readouterr().out
+    assert demo.report(result) in printed and str(result.picture) in printed and "they agree" in printed
+
+
+def test_trainings_that_differ_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plain loss with another beta: the command fails and says so."""
+
+    def other_loss(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss, reconstruction, kl = demo.fused_loss(*args)  # type: ignore[arg-type]
+        return loss + kl, reconstruction, kl
+
+    monkeypatch.setattr(demo, "plain_loss", other_loss)
+    assert cli.main(["demo", "--seconds", "0.2", "--output", str(tmp_path)]) == 1
+    assert "THEY DO NOT AGREE" in capsys.readouterr().out
+
+
+def test_an_interrupt_still_gives_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = demo.Training.step
+
+    def interrupted(self: demo.Training, *args: torch.Tensor) -> float:
+        if len(self.steps) == 2:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(demo.Training, "step", interrupted)
+    result = demo.run(seconds=60, output=tmp_path)
+    assert len(result.fused) == len(result.plain) == 2 and result.picture.exists()
