@@ -31,7 +31,9 @@ def test_a_few_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert demo.report(result) in printed and str(result.picture) in printed and "they agree" in printed
 
 
-def test_trainings_that_differ_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trainings_that_differ_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A plain loss with another beta: the command fails and says so."""
 
     def other_loss(*args: torch.Tensor) -> tuple[torch.Tensor, ...]:

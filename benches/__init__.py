@@ -1,0 +1,1 @@
+"""How fast fastib is, next to plain PyTorch and to torch.compile: `python -m benches.run`, from a checkout."""

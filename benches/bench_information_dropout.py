@@ -1,0 +1,11 @@
+"""information_dropout, under pytest-benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benches.suites import Contender
+
+
+def test_information_dropout(benchmark: Any, contender: Contender) -> None:
+    benchmark(contender)

@@ -1,0 +1,11 @@
+"""reparameterize, under pytest-benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benches.suites import Contender
+
+
+def test_reparameterize(benchmark: Any, contender: Contender) -> None:
+    benchmark(contender)

@@ -1,0 +1,81 @@
+"""Interleaved timing: contenders take turns, so that what else the machine does falls on all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from typing import Any
+
+from benches import floors
+from benches.suites import Case, Contender
+
+Row = dict[str, Any]
+
+TURN_SECONDS = 0.002  # a turn repeats a call for about as long as this
+WARM_UP_CALLS = 3
+MIN_ROUNDS = 5
+
+
+def measure(case: Case, budget_seconds: float) -> list[Row]:
+    """One row for each contender of the case."""
+    seconds = interleave(case.contenders | {"bytes": floors.copy(case), "call": floors.nothing(case)}, budget_seconds)
+    floor = {kind: min(seconds.pop(kind)) for kind in ("bytes", "call")}
+    floor["arithmetic"] = case.instructions / floors.issue_rate()
+    kind = max(floor, key=lambda k: floor[k])
+    fastib = statistics.median(seconds["fastib"])
+    return [_row(case, name, taken, fastib, kind, floor[kind]) for name, taken in seconds.items()]
+
+
+def _row(case: Case, name: str, seconds: list[float], fastib: float, floor_kind: str, floor: float) -> Row:
+    p25, median, p75 = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {
+        "operator": case.spec.operator,
+        "shape": case.spec.shape_name,
+        "dtype": case.spec.dtype_name,
+        "contender": name,
+        "median_ms": 1e3 * median,
+        "p25_ms": 1e3 * p25,
+        "p75_ms": 1e3 * p75,
+        "rounds": len(seconds),
+        "ratio": median / fastib,
+        "bytes": case.bytes,
+        "instructions": case.instructions,
+        "floor_kind": floor_kind,
+        "floor_ms": 1e3 * floor,
+        "time_over_floor": median / floor,
+    }
+
+
+def interleave(calls: dict[str, Contender], budget_seconds: float) -> dict[str, list[float]]:
+    """Seconds per call, one number for each round. Each round starts with another contender."""
+    repeats = {name: _warm_up(call) for name, call in calls.items()}
+    names = list(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + budget_seconds
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        while len(seconds[names[-1]]) < MIN_ROUNDS or time.perf_counter() < end:
+            for name in names:
+                seconds[name].append(_turn(calls[name], repeats[name]))
+            names.append(names.pop(0))
+    finally:
+        if collected:
+            gc.enable()
+    return seconds
+
+
+def _warm_up(call: Contender) -> int:
+    """Compiles what there is to compile, and sees how often a call fits a turn."""
+    for _ in range(WARM_UP_CALLS):
+        call()
+    return max(1, round(TURN_SECONDS / _turn(call, 1)))
+
+
+def _turn(call: Contender, repeats: int) -> float:
+    call()  # untimed: the contender before has left its own data in the caches
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats

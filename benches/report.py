@@ -1,0 +1,91 @@
+"""Writes the newest results into README.md: `python -m benches.report`; with --check, only says whether it is stale."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parent.parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- benches:begin -->", "<!-- benches:end -->"
+
+
+def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benches.report", description="Writes the benches into README.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if README.md is stale")
+    arguments = parser.parse_args(argv)
+
+    text = readme.read_text()
+    updated = splice(text, "\n\n".join(section(path) for path in newest(results)))
+    if arguments.check:
+        if updated != text:
+            print("README.md is stale: run python -m benches.report", file=sys.stderr)
+        return int(updated != text)
+    readme.write_text(updated)
+    return 0
+
+
+def newest(results: Path) -> list[Path]:
+    """The newest file of each CPU; files are named <date>-<cpu>.jsonl."""
+    date = len("yyyy-mm-dd-")
+    return sorted({path.name[date:]: path for path in sorted(results.glob("*.jsonl"))}.values())
+
+
+def splice(text: str, tables: str) -> str:
+    """The text with what is between its markers replaced."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no {BEGIN} and {END} to write between")
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
+
+
+def section(path: Path) -> str:
+    header, *rows = map(json.loads, path.read_text().splitlines())
+    dirty = " with changes" if header["dirty"] else ""
+    return (
+        f"Forward and backward in ms (median of interleaved rounds), and in brackets as a multiple of fastib: "
+        f"{header['cpu']}, {header['threads']} threads, {header['isa']}, PyTorch {header['torch']}, "
+        f"commit {header['commit'][:9]}{dirty}, {header['date']}. The floor is the least time that the bytes, the call "
+        f"or the arithmetic of the operator take (benches/floors.py).\n\n{table(rows)}"
+    )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table of one line per case, padded so that it also reads as it is."""
+    cases: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault((row["operator"], row["shape"], row["dtype"]), {})[row["contender"]] = row
+    contenders = list(dict.fromkeys(row["contender"] for row in rows))
+    lines = [["operator", "shape", "dtype", *contenders, "floor", "time / floor"]]
+    for case, found in cases.items():
+        fastib = found["fastib"]
+        times = [_time(found.get(name)) for name in contenders]
+        floor = f"{_number(fastib['floor_ms'])} {fastib['floor_kind']}"
+        lines.append([*case, *times, floor, _number(fastib["time_over_floor"])])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _time(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    ratio = "" if row["contender"] == "fastib" else f" ({_number(row['ratio'])}x)"
+    return _number(row["median_ms"]) + ratio
+
+
+def _number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""What is measured: the shapes of each operator, its contenders, and the work that no contender can avoid.
+
+A contender runs forward and backward and returns the gradients by the inputs. `fastib` is the public function; `eager`
+the few lines of PyTorch that people copy; `torch.compile` those same lines, compiled; `fastib <isa>` the public
+function on an instruction set other than the one that serves.
+
+`moved` counts the tensors that must pass through memory: each pass reads each of its inputs once and writes each of its
+outputs once. A gradient that is the upstream one itself, or one number expanded, moves nothing.
+
+`instructions` counts vector instructions per vector of float32 over both passes, from the formulas in csrc/common: the
+arithmetic, comparisons and selections, for AVX2; no loads, stores, shuffles or loops. It takes the noise twice, since
+keeping nothing between the passes is what the operators promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastib
+from fastib import _backends
+
+Contender = Callable[[], tuple[Tensor, ...]]
+
+# Per normal: 10 rounds of 8 instructions on 64-bit lanes for 4 words; Box-Muller 29 for the radius, 23 for the sine and
+# cosine, 2 products, for 2 normals.
+NOISE = 10 * 8 * 2 // 4 + (29 + 23 + 2) // 2
+# e^x: range check 4, reduction 4, polynomial 8, power of two 2, result 1. Two more for e^x - 1 (one less without e^x),
+# and three for e^x - 1 - x.
+EXP = 19
+EXPM1 = EXP + 1
+EXP_AND_EXPM1 = EXP + 2
+EXPM1_MINUS_X = EXPM1 + 3
+
+
+class Spec(NamedTuple):
+    operator: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.shape_name} {self.dtype_name}"
+
+    @property
+    def shape_name(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+class Case(NamedTuple):
+    spec: Spec
+    inputs: tuple[Tensor, ...]
+    upstream: tuple[Tensor, ...]  # one gradient per output
+    contenders: dict[str, Contender]
+    bytes: int
+    instructions: int  # times lanes: what one lane would need
+
+
+class Operator(NamedTuple):
+    fastib: Callable[..., Any]
+    eager: Callable[..., Any]
+    inputs: Callable[[tuple[int, ...]], tuple[Tensor, ...]]
+    moved: int
+    instructions: int
+
+
+def _eager_reparameterize(mu: Tensor, logvar: Tensor) -> Tensor:
+    std = torch.exp(0.5 * logvar)
+    return mu + std * torch.randn_like(std)
+
+
+def _eager_gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()) / mu.shape[0]
+
+
+def _eager_reparameterize_with_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    return _eager_reparameterize(mu, logvar), _eager_gaussian_kl(mu, logvar)
+
+
+def _eager_log_variance_penalty(logvar: Tensor) -> Tensor:
+    return -0.5 * logvar.sum() / logvar.shape[0]
+
+
+def _eager_information_dropout(x: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
+    z = x * torch.exp(torch.exp(log_std) * torch.randn_like(x))
+    return z, torch.where(x > 0, -log_std, 0.0).sum() / x.shape[0]
+
+
+def _gaussian(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return torch.randn(shape), torch.randn(shape)
+
+
+def _logvar(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return (torch.randn(shape),)
+
+
+def _activation(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return torch.randn(shape).relu_(), torch.randn(shape) / 10 - 1
+
+
+OPERATORS = {
+    "reparameterize": Operator(
+        fastib.reparameterize,
+        _eager_reparameterize,
+        _gaussian,
+        moved=3 + 3,  # mu, logvar -> z; g, logvar -> d_logvar
+        instructions=2 * (NOISE + EXP) + 2 + 4,
+    ),
+    "gaussian_kl": Operator(
+        fastib.gaussian_kl,
+        _eager_gaussian_kl,
+        _gaussian,
+        moved=2 + 4,  # mu, logvar -> scalar; mu, logvar -> d_mu, d_logvar
+        instructions=EXPM1_MINUS_X + 3 + EXPM1 + 2,
+    ),
+    "reparameterize_with_kl": Operator(
+        fastib.reparameterize_with_kl,
+        _eager_reparameterize_with_kl,
+        _gaussian,
+        moved=3 + 5,  # mu, logvar -> z; g, mu, logvar -> d_mu, d_logvar
+        instructions=2 * NOISE + (EXP_AND_EXPM1 + 3) + 7 + EXP_AND_EXPM1 + 8,
+    ),
+    "log_variance_penalty": Operator(
+        fastib.log_variance_penalty,
+        _eager_log_variance_penalty,
+        _logvar,
+        moved=1,  # logvar -> scalar
+        instructions=1,
+    ),
+    "information_dropout": Operator(
+        fastib.information_dropout,
+        _eager_information_dropout,
+        _activation,
+        moved=3 + 5,  # x, log_std -> z; g, x, log_std -> d_x, d_log_std
+        instructions=2 * (NOISE + 2 * EXP) + 5 + 7,
+    ),
+}
+
+CALL_BOUND, CACHE, MEMORY = (128, 10), (1024, 1024), (4096, 4096)
+CONVOLUTION = (128, 96, 16, 16)
+
+SPECS = [
+    *(
+        Spec(operator, shape)
+        for operator in ("reparameterize", "gaussian_kl", "reparameterize_with_kl", "log_variance_penalty")
+        for shape in (CALL_BOUND, CACHE, MEMORY)
+    ),
+    Spec("reparameterize_with_kl", CACHE, torch.bfloat16),
+    Spec("reparameterize_with_kl", MEMORY, torch.bfloat16),
+    Spec("information_dropout", CALL_BOUND),
+    Spec("information_dropout", CONVOLUTION),
+]
+SPECS.sort(key=lambda spec: list(OPERATORS).index(spec.operator))
+
+
+def isa() -> str:
+    """The instruction set that serves, or "reference"."""
+    return "reference" if _backends._cpu is None else str(_backends._cpu.isa())
+
+
+def contenders(spec: Spec) -> list[str]:
+    """The names of a case's contenders. Instruction sets compete where the kernel decides: not in bfloat16, not where
+    the call does."""
+    others: list[str] = []
+    if _backends._cpu is not None and spec in (Spec("reparameterize_with_kl", s) for s in (CACHE, MEMORY)):
+        others = [f"fastib {name}" for name in _backends._cpu.supported_isas() if name != isa()]
+    return ["fastib", "eager", "torch.compile", *others]
+
+
+def build(spec: Spec, names: list[str]) -> Case:
+    """The case with these of its contenders."""
+    operator = OPERATORS[spec.operator]
+    torch.manual_seed(0)
+    inputs = tuple(t.to(spec.dtype).requires_grad_() for t in operator.inputs(spec.shape))
+    outputs = operator.fastib(*inputs)
+    upstream = tuple(torch.randn_like(o) for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
+    return Case(
+        spec,
+        inputs,
+        upstream,
+        {name: _contender(name, operator, inputs, upstream) for name in names},
+        operator.moved * inputs[0].numel() * inputs[0].element_size(),
+        operator.instructions * inputs[0].numel(),
+    )
+
+
+def _contender(name: str, operator: Operator, inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> Contender:
+    if name == "eager":
+        return _both_passes(operator.eager, inputs, upstream)
+    if name == "torch.compile":
+        torch.compiler.reset()  # else the second shape of an operator would be compiled for any shape, and be slower
+        return _both_passes(torch.compile(operator.eager), inputs, upstream)
+    call = _both_passes(operator.fastib, inputs, upstream)
+    return call if name == "fastib" else _on_isa(name.removeprefix("fastib "), call)
+
+
+def _both_passes(function: Callable[..., Any], inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> Contender:
+    return lambda: torch.autograd.grad(function(*inputs), inputs, upstream)
+
+
+def _on_isa(name: str, call: Contender) -> Contender:
+    module = _backends._cpu
+    assert module is not None
+
+    def on_isa() -> tuple[Tensor, ...]:
+        before = module.isa()
+        module.use_isa(name)
+        try:
+            return call()
+        finally:
+            module.use_isa(before)
+
+    return on_isa
