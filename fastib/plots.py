@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,7 +27,8 @@ def vae_picture(path: Path, originals: Tensor, reconstructions: Tensor, traversa
 
     rows, columns = traversals.shape[:2]
     figure = Figure(figsize=(columns * 0.75 + 1.4, (rows + 2) * 0.75 + 1.3), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[2.6, rows + 0.6])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.6, rows + 0.6])  # its annotation knows one part only
+    above, below = parts
     pairs = [("original", originals[:columns]), ("reconstruction", reconstructions[:columns])]
     _grid(above, "Reconstructions", pairs)
     names = [f"{value:.2f} nats" for value in kl.tolist()]
@@ -34,11 +36,8 @@ def vae_picture(path: Path, originals: Tensor, reconstructions: Tensor, traversa
     figure.savefig(path, dpi=100, format="png")
 
 
-def _grid(figure: object, title: str, rows: list[tuple[str, Tensor]]) -> None:
+def _grid(figure: Any, title: str, rows: list[tuple[str, Tensor]]) -> None:
     """A labelled row of images for each entry of `rows`."""
-    from matplotlib.figure import SubFigure
-
-    assert isinstance(figure, SubFigure)
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(rows), len(rows[0][1]), squeeze=False)
     for (name, images), line in zip(rows, axes, strict=True):

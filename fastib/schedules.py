@@ -91,7 +91,7 @@ class Cosine(_Ramp):
     Source: the shape of Loshchilov & Hutter 2017, "SGDR", equation 5.
 
     >>> from fastib.schedules import Cosine
-    >>> Cosine(0.0, 4.0, steps=100).at(50)
+    >>> round(Cosine(0.0, 4.0, steps=100).at(50), 6)
     2.0
     """
 
