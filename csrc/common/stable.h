@@ -27,7 +27,7 @@ inline Tensor prefer_huge_pages(Tensor t) {
   const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   const uintptr_t first = (begin + huge - 1) / huge * huge;
   const uintptr_t last = (begin + uintptr_t(t.numel()) * t.element_size()) / huge * huge;
-  if (last >= first + 4 * huge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
   return t;
 }
