@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+
+def require_matplotlib() -> None:
+    """Raises ImportError, naming the extra, where there is no matplotlib: before long work, not after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("pictures need matplotlib: pip install 'fastib[models]'")
 
 
 def vae_picture(path: Path, originals: Tensor, reconstructions: Tensor, traversals: Tensor, kl: Tensor) -> None:
@@ -20,10 +27,8 @@ def vae_picture(path: Path, originals: Tensor, reconstructions: Tensor, traversa
     Raises:
         ImportError: without matplotlib, which the extra `models` installs.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("pictures need matplotlib: pip install 'fastib[models]'") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
     rows, columns = traversals.shape[:2]
     figure = Figure(figsize=(columns * 0.75 + 1.4, (rows + 2) * 0.75 + 1.3), layout="constrained")

@@ -56,3 +56,19 @@ def test_an_interrupt_still_gives_the_result(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(demo.Training, "step", interrupted)
     result = demo.run(seconds=60, output=tmp_path)
     assert len(result.fused) == len(result.plain) == 2 and result.picture.exists()
+
+
+def test_an_interrupt_before_the_first_step_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: demo.Training, *args: torch.Tensor) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.Training, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(steps=3, output=tmp_path)
+
+
+def test_without_matplotlib_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'fastib\[models\]'"):
+        demo.run(steps=1, output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
