@@ -9,7 +9,6 @@ from typing import Any
 from setuptools import setup
 
 OLDEST_TORCH = "0x020b000000000000"  # 2.11: the stable ABI that the kernels are compiled against
-OLDEST_PYTHON = "0x030a0000"  # 3.10
 
 
 def cpu_extension() -> Any:
@@ -20,11 +19,10 @@ def cpu_extension() -> Any:
         "fastib._C",
         sources,
         depends=sorted(map(str, [*Path("csrc/common").glob("*.h"), *Path("csrc/cpu").glob("*.h")])),
-        py_limited_api=True,
+        py_limited_api=True,  # BuildExtension defines Py_LIMITED_API
         define_macros=[
             ("TORCH_TARGET_VERSION", OLDEST_TORCH),
             ("TORCH_STABLE_ONLY", None),
-            ("Py_LIMITED_API", OLDEST_PYTHON),
         ],
         extra_compile_args={
             "cxx": [

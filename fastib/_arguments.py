@@ -100,7 +100,8 @@ def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not (math.isfinite(value) and value >= minimum):
-        raise ValueError(f"{name} must be a finite number of at least {minimum:g}, got {value!r}")
+        bound = "" if minimum == -math.inf else f" of at least {minimum:g}"
+        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
 
 
 REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")

@@ -1,6 +1,8 @@
-"""Error budgets: how far from the float64 oracle a result may be."""
+"""What a result is held to: an error budget against the float64 oracle, and the same bits for any threads."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,3 +33,13 @@ def assert_within_budget(
     if error.numel():
         worst, budget = error.max().item(), allowed.max().item() + slack * limits.eps
         assert worst <= budget, f"error {worst:.3g} exceeds {budget:.3g} (plain PyTorch: {allowed.max().item():.3g})"
+
+
+def assert_same_bits_for_threads(run: Callable[[], tuple[Tensor, ...]]) -> None:
+    """`run` gives the same bits on one thread, on two, and again. The fixture `threads` restores their number."""
+    results = []
+    for count in (1, 2, 2):
+        torch.set_num_threads(count)
+        results.append(run())
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -46,13 +46,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
                                 Operand(d_logvar),
                                 {},
                                 {}};
-  Tensor d_prior_mu = prior_needs_grad ? output_like(mu) : output({0}, mu.scalar_type(), mu);
-  Tensor d_prior_logvar = prior_needs_grad ? output_like(mu) : d_prior_mu;
+  const auto if_needed = [&] { return prior_needs_grad ? output_like(mu) : output({0}, mu.scalar_type(), mu); };
+  Tensor d_prior_mu = if_needed(), d_prior_logvar = if_needed();
   if (prior_needs_grad) {
     a.d_prior_mu = Operand(d_prior_mu);
     a.d_prior_logvar = Operand(d_prior_logvar);
-  } else {
-    d_prior_logvar = output({0}, mu.scalar_type(), mu);
   }
   const bool is_double = mu.scalar_type() == ScalarType::Double;
   run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks_of(a.numel));

@@ -64,6 +64,7 @@ void finish_samples(const Reduction& r, S* out) {
 
 template <class S>
 void finish_columns(const Reduction& r, S* out) {
+  if (r.numel == 0) std::fill_n(out, r.out.numel(), S(0));
   const int64_t width = std::min(r.columns, kBlock), blocks = r.column_blocks();
   for (int64_t column = 0; column < r.columns; ++column) {
     double sum = 0;
