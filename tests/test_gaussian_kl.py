@@ -102,6 +102,20 @@ def test_every_digit_near_zero(kernels: str, dtype: torch.dtype) -> None:
     assert error < 8 * torch.finfo(dtype).eps or kernels == "reference"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_extreme_neighbour_changes_nothing(kernels: str, dtype: torch.dtype) -> None:
+    """A vector with one e^logvar that is no normal number takes another path as a whole."""
+    logvar = torch.cat([torch.logspace(-6, 0, 301, dtype=dtype), torch.linspace(-80, 80, 300, dtype=dtype)])
+    mixed = torch.stack([logvar, torch.full_like(logvar, -2000.0)], dim=1)
+    mu = torch.zeros_like(mixed, requires_grad=True)
+    mixed.requires_grad_()
+    alone = logvar.clone().requires_grad_()
+    kl, lone = (fastib.gaussian_kl(m, lv, reduction="none") for m, lv in ((mu, mixed), (mu[:, 0].detach(), alone)))
+    assert torch.equal(kl[:, 0], lone)
+    ours, theirs = (torch.autograd.grad(t.sum(), lv)[0] for t, lv in ((kl, mixed), (lone, alone)))
+    assert torch.equal(ours[:, 0], theirs)
+
+
 def test_finite_for_all_reasonable_logvar(kernels: str) -> None:
     logvar = torch.linspace(-80, 80, 16001, requires_grad=True)
     mu = torch.linspace(-100, 100, 16001, requires_grad=True)

@@ -110,7 +110,7 @@ FASTIB_INLINE V power_of_two(Int<V> n) {
 }
 
 // For x whose exponential is not a normal number, or not a number: 2^n in two factors, so that the largest finite and
-// the subnormal results come out whole.
+// the subnormal results come out whole. Lanes that are neither get the bits that they would have got among their like.
 template <class V>
 FASTIB_OUT_OF_LINE Exp<V> exponential_of_extremes(V x) {
   using S = Scalar<V>;
@@ -121,7 +121,8 @@ FASTIB_OUT_OF_LINE Exp<V> exponential_of_extremes(V x) {
   const Int<V> n = as_int(e.shifted) - as_int(splat<V>(K::round)), half = n >> 1;
   const V low = power_of_two<V>(half), high = power_of_two<V>(n - half), scale = low * high;
   const V value = fma<V>(low, e.r_minus_1, low) * high;
-  const V minus_1 = ((x > S(-1)) & (x < S(1))) ? fma<V>(scale, e.r_minus_1, scale - S(1)) : value - S(1);
+  const V minus_1 =
+      ((x >= -K::exp_easy) & (x <= K::exp_easy)) ? fma<V>(scale, e.r_minus_1, scale - S(1)) : value - S(1);
   return {value, minus_1, e.n == S(0) ? e.tail : minus_1 - x};
 }
 
