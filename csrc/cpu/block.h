@@ -1,56 +1,80 @@
 // Blocks of elements: read from and written to tensors of any dtype and strides, and reduced.
 
+// Half a vector of 16-bit lanes: what one vector of float32 is read from.
+typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class T>
+constexpr bool kIsBFloat16 = std::is_same_v<T, torch::headeronly::BFloat16>;
+
+// Whether whole vectors of T convert to and from float32 in a few instructions.
+template <class T, class S>
+constexpr bool kConverts =
+    std::is_same_v<S, float> &&
+    (kIsBFloat16<T> || (std::is_same_v<T, torch::headeronly::Half> && FASTIB_VECTOR_BYTES >= 32));
+
+template <class T>
+FASTIB_INLINE Vec<float> widen_vector(HalfVector h) {
+  if constexpr (kIsBFloat16<T>) return (Vec<float>)(__builtin_convertvector(h, Vec<uint32_t>) << 16);
+#if FASTIB_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)h);
+#elif FASTIB_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_cvtph_ps((__m256i)h);
+#endif
+}
+
+// To the nearest, ties to even.
+template <class T>
+FASTIB_INLINE Vec<uint16_t> narrow_vectors(Vec<float> a, Vec<float> b) {
+  if constexpr (kIsBFloat16<T>) {
+    const auto rounded = [](Vec<float> x) {
+      const auto bits = (Vec<uint32_t>)x;
+      return (Vec<uint16_t>)((bits + 0x7fffu + ((bits >> 16) & 1u)) | (Vec<uint32_t>)(x != x));
+    };
+    Vec<uint16_t> high_halves;
+    odd_lanes(rounded(a), rounded(b), high_halves, std::make_index_sequence<kLanes<uint16_t>>());
+    return high_halves;
+  }
+#if FASTIB_VECTOR_BYTES == 32
+  return (Vec<uint16_t>)_mm256_set_m128i(_mm256_cvtps_ph((__m256)b, _MM_FROUND_TO_NEAREST_INT),
+                                         _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT));
+#elif FASTIB_VECTOR_BYTES == 64
+  return (Vec<uint16_t>)_mm512_inserti64x4(
+      _mm512_castsi256_si512(_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT)),
+      _mm512_cvtps_ph((__m512)b, _MM_FROUND_TO_NEAREST_INT), 1);
+#endif
+}
+
 // n elements of type T, `stride` apart, as the compute type S.
 template <class T, class S>
 static void widen(const T* p, int64_t stride, int64_t n, S* out) {
-  if constexpr (std::is_same_v<T, torch::headeronly::BFloat16> && std::is_same_v<S, float>) {
-    const char* bytes = reinterpret_cast<const char*>(p);
-    for (int64_t i = 0; i < n; ++i) {
-      uint16_t half;
-      std::memcpy(&half, bytes + 2 * i * stride, 2);
-      const uint32_t bits = uint32_t(half) << 16;
-      std::memcpy(out + i, &bits, 4);
-    }
-    return;
-  }
-#if FASTIB_VECTOR_BYTES >= 32
-  if constexpr (std::is_same_v<T, torch::headeronly::Half> && std::is_same_v<S, float>) {
+  int64_t i = 0;
+  if constexpr (kConverts<T, S>) {
     if (stride == 1)
-      for (; n >= 8; n -= 8, p += 8, out += 8)
-        _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+      for (HalfVector h; i + kLanes<S> <= n; i += kLanes<S>) {
+        std::memcpy(&h, p + i, sizeof(h));
+        store(out + i, widen_vector<T>(h));
+      }
   }
-#endif
   if (stride == 1)
-    for (int64_t i = 0; i < n; ++i) out[i] = S(p[i]);
+    for (; i < n; ++i) out[i] = S(p[i]);
   else
-    for (int64_t i = 0; i < n; ++i) out[i] = S(p[i * stride]);
+    for (; i < n; ++i) out[i] = S(p[i * stride]);
 }
 
 template <class T, class S>
 static void narrow(const S* in, int64_t n, T* p, int64_t stride) {
-  if constexpr (std::is_same_v<T, torch::headeronly::BFloat16> && std::is_same_v<S, float>) {
-    char* bytes = reinterpret_cast<char*>(p);
-    for (int64_t i = 0; i < n; ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, in + i, 4);
-      const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-      const uint16_t half = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-      std::memcpy(bytes + 2 * i * stride, &half, 2);
-    }
-    return;
-  }
-#if FASTIB_VECTOR_BYTES >= 32
-  if constexpr (std::is_same_v<T, torch::headeronly::Half> && std::is_same_v<S, float>) {
+  int64_t i = 0;
+  if constexpr (kConverts<T, S>) {
     if (stride == 1)
-      for (; n >= 8; n -= 8, p += 8, in += 8)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                         _mm256_cvtps_ph(_mm256_loadu_ps(in), _MM_FROUND_TO_NEAREST_INT));
+      for (; i + 2 * kLanes<S> <= n; i += 2 * kLanes<S>) {
+        const Vec<uint16_t> both = narrow_vectors<T>(load<Vec<S>>(in + i), load<Vec<S>>(in + i + kLanes<S>));
+        std::memcpy(static_cast<void*>(p + i), &both, sizeof(both));
+      }
   }
-#endif
   if (stride == 1)
-    for (int64_t i = 0; i < n; ++i) p[i] = T(in[i]);
+    for (; i < n; ++i) p[i] = T(in[i]);
   else
-    for (int64_t i = 0; i < n; ++i) p[i * stride] = T(in[i]);
+    for (; i < n; ++i) p[i * stride] = T(in[i]);
 }
 
 // Calls run(pointer, stride, count) for each run of equally spaced elements of x that makes up [begin, begin + n).

@@ -145,6 +145,12 @@ FASTIB_INLINE void interleave(V a, V b, V& low, V& high, std::index_sequence<I..
   high = __builtin_shufflevector(a, b, (int(I) / 2 + n / 2 + (int(I) % 2) * n)...);
 }
 
+// {a1, a3, ..., b1, b3, ...}
+template <class V, size_t... I>
+FASTIB_INLINE void odd_lanes(V a, V b, V& odd, std::index_sequence<I...>) {
+  odd = __builtin_shufflevector(a, b, (2 * int(I) + 1)...);
+}
+
 template <class S>
 FASTIB_INLINE S sum_lanes(Vec<S> v) {
   S sum = 0;
