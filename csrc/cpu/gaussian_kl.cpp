@@ -76,13 +76,14 @@ static void forward(const GaussianKlArguments& a, int64_t chunk) {
     if (!a.prior_mu) {
       for (int64_t i = 0; i < n; i += kLanes<S>)
         store(kl + i, kl_standard<V>(load<V>(mu + i), exponential<V>(load<V>(logvar + i)).minus_1_minus_x));
-      return;
+      return kl;
     }
     const S* prior_mu = read<S>(a.prior_mu, begin, n, prior_mu_buffer);
     const S* prior_logvar = read<S>(a.prior_logvar, begin, n, prior_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>)
       store(kl + i,
             kl_between<V>(load<V>(mu + i), load<V>(logvar + i), load<V>(prior_mu + i), load<V>(prior_logvar + i)).kl);
+    return kl;
   });
 }
 

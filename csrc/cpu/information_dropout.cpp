@@ -139,6 +139,7 @@ static void forward(const InformationDropoutArguments& a, int64_t chunk) {
       store(kl + i, loss);
     }
     write<S>(a.z, begin, n, z);
+    return kl;
   });
 }
 

@@ -3,6 +3,8 @@
 #include "cpu.h"
 
 namespace fastib {
+constexpr double kFactor = -0.5;
+
 struct LogVariancePenaltyArguments {
   Operand logvar;
   Reduction* reduction;
@@ -15,7 +17,7 @@ struct LogVariancePenaltyArguments {
 namespace fastib {
 
 Tensor log_variance_penalty(const Tensor& logvar, int64_t reduction, double scale) {
-  Reduction r(logvar, reduction, scale);
+  Reduction r(logvar, reduction, kFactor * scale);
   const LogVariancePenaltyArguments a{Operand(logvar), &r};
   const bool is_double = logvar.scalar_type() == ScalarType::Double;
   run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
@@ -32,9 +34,12 @@ template <class S>
 static void forward(const LogVariancePenaltyArguments& a, int64_t chunk) {
   using V = Vec<S>;
   Buffer<S> buffer;
-  reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* penalty) {
+  const bool reduced = a.reduction->kind != ReductionKind::none;
+  reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* penalty) -> const S* {
     const S* logvar = read<S>(a.logvar, begin, n, buffer);
-    for (int64_t i = 0; i < n; i += kLanes<S>) store(penalty + i, load<V>(logvar + i) * S(-0.5));
+    if (reduced) return logvar;  // the factor waits for the sum
+    for (int64_t i = 0; i < n; i += kLanes<S>) store(penalty + i, load<V>(logvar + i) * S(kFactor));
+    return penalty;
   });
 }
 

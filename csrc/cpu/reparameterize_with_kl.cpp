@@ -75,6 +75,7 @@ static void forward(const ReparameterizeWithKlArguments& a, int64_t chunk) {
       store(kl + i, kl_standard<V>(m, expm1_minus_logvar<V>(half)));
     }
     write<S>(a.z, begin, n, z);
+    return kl;
   });
 }
 
