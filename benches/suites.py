@@ -2,7 +2,7 @@
 
 A contender runs forward and backward and returns the gradients by the inputs. `fastib` is the public function; `eager`
 the few lines of PyTorch that people copy; `torch.compile` those same lines, compiled; `fastib <isa>` the public
-function on an instruction set other than the one that serves.
+function on an instruction set other than the one that serves; `fastib float32` beside a case of lower precision.
 
 `moved` counts the tensors that must pass through memory: each pass reads each of its inputs once and writes each of its
 outputs once. A gradient that is the upstream one itself, or one number expanded, moves nothing.
@@ -145,6 +145,8 @@ OPERATORS = {
 CALL_BOUND, CACHE, MEMORY = (128, 10), (1024, 1024), (4096, 4096)
 CONVOLUTION = (128, 96, 16, 16)
 
+IN_FLOAT32 = "fastib float32"
+
 SPECS = [
     *(
         Spec(operator, shape)
@@ -167,7 +169,7 @@ def isa() -> str:
 def contenders(spec: Spec) -> list[str]:
     """The names of a case's contenders. Instruction sets compete where the kernel decides: not in bfloat16, not where
     the call does."""
-    others: list[str] = []
+    others = [] if spec.dtype == torch.float32 else [IN_FLOAT32]
     if _backends._cpu is not None and spec in (Spec("reparameterize_with_kl", s) for s in (CACHE, MEMORY)):
         others = [f"fastib {name}" for name in _backends._cpu.supported_isas() if name != isa()]
     return ["fastib", "eager", "torch.compile", *others]
@@ -196,6 +198,10 @@ def _contender(name: str, operator: Operator, inputs: tuple[Tensor, ...], upstre
     if name == "torch.compile":
         torch.compiler.reset()  # else the second shape of an operator would be compiled for any shape, and be slower
         return _both_passes(torch.compile(operator.eager), inputs, upstream)
+    if name == IN_FLOAT32:
+        inputs = tuple(t.detach().float().requires_grad_() for t in inputs)
+        upstream = tuple(t.float() for t in upstream)
+        return _both_passes(operator.fastib, inputs, upstream)
     call = _both_passes(operator.fastib, inputs, upstream)
     return call if name == "fastib" else _on_isa(name.removeprefix("fastib "), call)
 
