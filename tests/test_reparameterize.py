@@ -124,3 +124,17 @@ def test_more_than_two_to_the_31_elements() -> None:
     angle = words[:, 1::2] * (2 * torch.pi / 2**32)
     expected = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten()
     torch.testing.assert_close(z[n - 1001 : n - 1], expected.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_low_precision_is_float32_rounded_once(kernels: str, dtype: torch.dtype) -> None:
+    """Every bit: ties, overflow, infinities and NaN included, in whole vectors and in what is left over."""
+    mu, logvar, noise = (torch.randn(100_003).mul(scale).to(dtype) for scale in (1.0, 4.0, 3.0))
+    mu[:8] = torch.tensor([torch.inf, -torch.inf, torch.nan, 65504.0, -65504.0, 1.0, 1.0, -0.0])
+    logvar[3:5], noise[3:5] = 20.0, torch.tensor([1.0, -1.0])
+    logvar[5:8], noise[5:8] = 0.0, torch.tensor([2**-9, 3 * 2**-12, 0.0])
+    mu[-1] = torch.nan
+    z = fastib.reparameterize(mu, logvar, noise=noise)
+    expected = fastib.reparameterize(mu.float(), logvar.float(), noise=noise.float()).to(dtype)
+    assert torch.equal(z.isnan(), expected.isnan())
+    assert torch.equal(z.nan_to_num().view(torch.int16), expected.nan_to_num().view(torch.int16))

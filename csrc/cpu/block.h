@@ -1,82 +1,5 @@
 // Blocks of elements: read from and written to tensors of any dtype and strides, and reduced.
 
-// Half a vector of 16-bit lanes: what one vector of float32 is read from.
-typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));
-
-template <class T>
-constexpr bool kIsBFloat16 = std::is_same_v<T, torch::headeronly::BFloat16>;
-
-// Whether whole vectors of T convert to and from float32 in a few instructions.
-template <class T, class S>
-constexpr bool kConverts =
-    std::is_same_v<S, float> &&
-    (kIsBFloat16<T> || (std::is_same_v<T, torch::headeronly::Half> && FASTIB_VECTOR_BYTES >= 32));
-
-template <class T>
-FASTIB_INLINE Vec<float> widen_vector(HalfVector h) {
-  if constexpr (kIsBFloat16<T>) return (Vec<float>)(__builtin_convertvector(h, Vec<uint32_t>) << 16);
-#if FASTIB_VECTOR_BYTES == 32
-  return (Vec<float>)_mm256_cvtph_ps((__m128i)h);
-#elif FASTIB_VECTOR_BYTES == 64
-  return (Vec<float>)_mm512_cvtph_ps((__m256i)h);
-#endif
-}
-
-// To the nearest, ties to even.
-template <class T>
-FASTIB_INLINE Vec<uint16_t> narrow_vectors(Vec<float> a, Vec<float> b) {
-  if constexpr (kIsBFloat16<T>) {
-    const auto rounded = [](Vec<float> x) {
-      const auto bits = (Vec<uint32_t>)x;
-      return (Vec<uint16_t>)((bits + 0x7fffu + ((bits >> 16) & 1u)) | (Vec<uint32_t>)(x != x));
-    };
-    Vec<uint16_t> high_halves;
-    odd_lanes(rounded(a), rounded(b), high_halves, std::make_index_sequence<kLanes<uint16_t>>());
-    return high_halves;
-  }
-#if FASTIB_VECTOR_BYTES == 32
-  return (Vec<uint16_t>)_mm256_set_m128i(_mm256_cvtps_ph((__m256)b, _MM_FROUND_TO_NEAREST_INT),
-                                         _mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT));
-#elif FASTIB_VECTOR_BYTES == 64
-  return (Vec<uint16_t>)_mm512_inserti64x4(
-      _mm512_castsi256_si512(_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT)),
-      _mm512_cvtps_ph((__m512)b, _MM_FROUND_TO_NEAREST_INT), 1);
-#endif
-}
-
-// n elements of type T, `stride` apart, as the compute type S.
-template <class T, class S>
-static void widen(const T* p, int64_t stride, int64_t n, S* out) {
-  int64_t i = 0;
-  if constexpr (kConverts<T, S>) {
-    if (stride == 1)
-      for (HalfVector h; i + kLanes<S> <= n; i += kLanes<S>) {
-        std::memcpy(&h, p + i, sizeof(h));
-        store(out + i, widen_vector<T>(h));
-      }
-  }
-  if (stride == 1)
-    for (; i < n; ++i) out[i] = S(p[i]);
-  else
-    for (; i < n; ++i) out[i] = S(p[i * stride]);
-}
-
-template <class T, class S>
-static void narrow(const S* in, int64_t n, T* p, int64_t stride) {
-  int64_t i = 0;
-  if constexpr (kConverts<T, S>) {
-    if (stride == 1)
-      for (; i + 2 * kLanes<S> <= n; i += 2 * kLanes<S>) {
-        const Vec<uint16_t> both = narrow_vectors<T>(load<Vec<S>>(in + i), load<Vec<S>>(in + i + kLanes<S>));
-        std::memcpy(static_cast<void*>(p + i), &both, sizeof(both));
-      }
-  }
-  if (stride == 1)
-    for (; i < n; ++i) p[i] = T(in[i]);
-  else
-    for (; i < n; ++i) p[i * stride] = T(in[i]);
-}
-
 // Calls run(pointer, stride, count) for each run of equally spaced elements of x that makes up [begin, begin + n).
 template <class T, class Run>
 static void for_each_run(const Operand& x, int64_t begin, int64_t n, Run run) {
@@ -105,68 +28,54 @@ static void for_each_run(const Operand& x, int64_t begin, int64_t n, Run run) {
   }
 }
 
-template <class Act>
-static void with_type(ScalarType dtype, Act act) {
-  switch (dtype) {
-    case ScalarType::Double: return act(double());
-    case ScalarType::Float: return act(float());
-    case ScalarType::Half: return act(torch::headeronly::Half());
-    case ScalarType::BFloat16: return act(torch::headeronly::BFloat16());
-    default: STD_TORCH_CHECK(false, "fastib: unsupported dtype");
-  }
-}
-
-template <class S>
-constexpr ScalarType kTypeOf = sizeof(S) == 8 ? ScalarType::Double : ScalarType::Float;
-
-// A whole number of vectors of contiguous S is used where it lies.
-template <class S>
+// A whole number of contiguous vectors is used where it lies.
+template <class T>
 FASTIB_INLINE bool in_place(const Operand& x, int64_t n) {
-  return x.dtype == kTypeOf<S> && n % kLanes<S> == 0 && x.contiguous();
+  return n % kLanes<Compute<T>> == 0 && x.contiguous();
 }
 
-// Elements [begin, begin + n) of x: where they lie, or copied to `buffer`, whose last vector is then filled up with 0.
-// A null operand, the gradient of an output that nobody used, reads as 0.
-template <class S>
-static const S* read(const Operand& x, int64_t begin, int64_t n, S* buffer) {
+// Elements [begin, begin + n) of x, a tensor of T: where they lie, or copied to `buffer`, whose last vector is then
+// filled up with 0. A null operand, the gradient of an output that nobody used, reads as 0.
+template <class T>
+static const T* read(const Operand& x, int64_t begin, int64_t n, T* buffer) {
   if (!x) {
-    std::fill_n(buffer, kBlock, S(0));
+    std::fill_n(buffer, kBlock, T(0));
     return buffer;
   }
-  if (in_place<S>(x, n)) return reinterpret_cast<const S*>(x.data) + begin;
-  S* out = buffer;
-  with_type(x.dtype, [&](auto t) {
-    for_each_run<decltype(t)>(x, begin, n, [&](auto* p, int64_t stride, int64_t count) {
-      widen(p, stride, count, out);
-      out += count;
-    });
+  if (in_place<T>(x, n)) return reinterpret_cast<const T*>(x.data) + begin;
+  T* out = buffer;
+  for_each_run<T>(x, begin, n, [&](const T* p, int64_t stride, int64_t count) {
+    if (stride == 1) std::copy_n(p, count, out);
+    else
+      for (int64_t i = 0; i < count; ++i) out[i] = p[i * stride];
+    out += count;
   });
-  for (; n % kLanes<S> != 0; ++n) buffer[n] = 0;
+  for (; n % kLanes<Compute<T>> != 0; ++n) buffer[n] = T(0);
   return buffer;
 }
 
 // Where to compute elements [begin, begin + n) of x; `write` then takes them there.
-template <class S>
-static S* target(const Operand& x, int64_t begin, int64_t n, S* buffer) {
-  return in_place<S>(x, n) ? reinterpret_cast<S*>(x.data) + begin : buffer;
+template <class T>
+static T* target(const Operand& x, int64_t begin, int64_t n, T* buffer) {
+  return in_place<T>(x, n) ? reinterpret_cast<T*>(x.data) + begin : buffer;
 }
 
-template <class S>
-static void write(const Operand& x, int64_t begin, int64_t n, const S* values) {
-  if (in_place<S>(x, n) && values == reinterpret_cast<const S*>(x.data) + begin) return;
-  const S* in = values;
-  with_type(x.dtype, [&](auto t) {
-    for_each_run<decltype(t)>(x, begin, n, [&](auto* p, int64_t stride, int64_t count) {
-      narrow(in, count, p, stride);
-      in += count;
-    });
+template <class T>
+static void write(const Operand& x, int64_t begin, int64_t n, const T* values) {
+  if (in_place<T>(x, n) && values == reinterpret_cast<const T*>(x.data) + begin) return;
+  const T* in = values;
+  for_each_run<T>(x, begin, n, [&](T* p, int64_t stride, int64_t count) {
+    if (stride == 1) std::copy_n(in, count, p);
+    else
+      for (int64_t i = 0; i < count; ++i) p[i * stride] = in[i];
+    in += count;
   });
 }
 
-template <class S>
+template <class T>
 struct alignas(64) Buffer {
-  S values[kBlock];
-  operator S*() { return values; }
+  T values[kBlock];
+  operator T*() { return values; }
 };
 
 template <class S>

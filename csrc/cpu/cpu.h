@@ -26,10 +26,10 @@ namespace fastib {
 constexpr int64_t kBlock = 512, kChunk = 16 * kBlock;
 constexpr int kMaxDims = 64;
 
-// A tensor of any strides and dtype, read or written by logical element index. Adjacent dimensions are merged.
+// A tensor of any strides, read or written by logical element index. Adjacent dimensions are merged. Its dtype is the
+// kernel's to know: Python has checked that tensors which belong together share it.
 struct Operand {
   char* data = nullptr;
-  ScalarType dtype = ScalarType::Float;
   int dims = 0;
   int64_t sizes[kMaxDims], strides[kMaxDims];  // of `dims` dimensions, strides in elements
 
@@ -45,10 +45,7 @@ struct Operand {
   explicit operator bool() const { return data != nullptr; }
   bool contiguous() const { return dims == 0 || (dims == 1 && strides[0] == 1); }
 
-  void begin(const Tensor& t) {
-    data = static_cast<char*>(t.data_ptr());
-    dtype = t.scalar_type();
-  }
+  void begin(const Tensor& t) { data = static_cast<char*>(t.data_ptr()); }
   void push(int64_t size, int64_t stride) {
     if (size == 1) return;
     if (dims > 0 && strides[dims - 1] == stride * size) {
@@ -106,5 +103,12 @@ void run_chunks(Kernel* kernel, const Arguments& arguments, int64_t chunks) {
 #else
 #define FASTIB_KERNEL(name) (baseline::name)
 #endif
+
+// The kernel name<T> for tensors of T.
+#define FASTIB_KERNEL_OF(dtype, name)                                                   \
+  ((dtype) == ScalarType::Double     ? FASTIB_KERNEL(name<double>)                      \
+   : (dtype) == ScalarType::Float    ? FASTIB_KERNEL(name<float>)                       \
+   : (dtype) == ScalarType::BFloat16 ? FASTIB_KERNEL(name<torch::headeronly::BFloat16>) \
+                                     : FASTIB_KERNEL(name<torch::headeronly::Half>))
 
 }  // namespace fastib

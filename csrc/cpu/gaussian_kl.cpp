@@ -25,8 +25,7 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& pr
                    int64_t reduction, double scale) {
   Reduction r(mu, reduction, scale);
   const GaussianKlArguments a{Operand(mu), Operand(logvar), Operand(prior_mu), Operand(prior_logvar), &r};
-  const bool is_double = mu.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
+  run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), forward), a, r.chunks());
   return r.finish();
 }
 
@@ -52,8 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
     a.d_prior_mu = Operand(d_prior_mu);
     a.d_prior_logvar = Operand(d_prior_logvar);
   }
-  const bool is_double = mu.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks_of(a.numel));
+  run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), backward), a, chunks_of(a.numel));
   return {d_mu, d_logvar, d_prior_mu, d_prior_logvar};
 }
 
@@ -66,20 +64,21 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
 
 #else
 
-template <class S>
+template <class T>
 static void forward(const GaussianKlArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer;
+  Buffer<T> mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer;
   reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* kl) {
-    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
-    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
+    const T* mu = read<T>(a.mu, begin, n, mu_buffer);
+    const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
     if (!a.prior_mu) {
       for (int64_t i = 0; i < n; i += kLanes<S>)
         store(kl + i, kl_standard<V>(load<V>(mu + i), exponential<V>(load<V>(logvar + i)).minus_1_minus_x));
       return kl;
     }
-    const S* prior_mu = read<S>(a.prior_mu, begin, n, prior_mu_buffer);
-    const S* prior_logvar = read<S>(a.prior_logvar, begin, n, prior_logvar_buffer);
+    const T* prior_mu = read<T>(a.prior_mu, begin, n, prior_mu_buffer);
+    const T* prior_logvar = read<T>(a.prior_logvar, begin, n, prior_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>)
       store(kl + i,
             kl_between<V>(load<V>(mu + i), load<V>(logvar + i), load<V>(prior_mu + i), load<V>(prior_logvar + i)).kl);
@@ -87,38 +86,42 @@ static void forward(const GaussianKlArguments& a, int64_t chunk) {
   });
 }
 
-template <class S>
+template <class T>
 static void backward_standard(const GaussianKlBackwardArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> grad_buffer, mu_buffer, logvar_buffer, d_mu_buffer, d_logvar_buffer;
+  Buffer<T> mu_buffer, logvar_buffer, d_mu_buffer, d_logvar_buffer;
+  Buffer<S> grad_buffer;
   for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
     const S* grad = read<S>(a.grad, begin, n, grad_buffer);
-    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
-    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
-    S* d_mu = target<S>(a.d_mu, begin, n, d_mu_buffer);
-    S* d_logvar = target<S>(a.d_logvar, begin, n, d_logvar_buffer);
+    const T* mu = read<T>(a.mu, begin, n, mu_buffer);
+    const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
+    T* d_mu = target<T>(a.d_mu, begin, n, d_mu_buffer);
+    T* d_logvar = target<T>(a.d_logvar, begin, n, d_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V g = load<V>(grad + i) * S(a.scale);
       store(d_mu + i, g * load<V>(mu + i));
       store(d_logvar + i, g * (S(0.5) * exponential<V>(load<V>(logvar + i)).minus_1));
     }
-    write<S>(a.d_mu, begin, n, d_mu);
-    write<S>(a.d_logvar, begin, n, d_logvar);
+    write<T>(a.d_mu, begin, n, d_mu);
+    write<T>(a.d_logvar, begin, n, d_logvar);
   });
 }
 
-template <class S>
+template <class T>
 static void backward(const GaussianKlBackwardArguments& a, int64_t chunk) {
-  if (!a.prior_mu) return backward_standard<S>(a, chunk);
+  if (!a.prior_mu) return backward_standard<T>(a, chunk);
+  using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> grad_buffer, mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer;
-  Buffer<S> d_mu, d_logvar, d_prior_mu, d_prior_logvar;
+  Buffer<T> mu_buffer, logvar_buffer, prior_mu_buffer, prior_logvar_buffer;
+  Buffer<S> grad_buffer;
+  Buffer<T> d_mu, d_logvar, d_prior_mu, d_prior_logvar;
   for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
     const S* grad = read<S>(a.grad, begin, n, grad_buffer);
-    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
-    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
-    const S* prior_mu = read<S>(a.prior_mu, begin, n, prior_mu_buffer);
-    const S* prior_logvar = read<S>(a.prior_logvar, begin, n, prior_logvar_buffer);
+    const T* mu = read<T>(a.mu, begin, n, mu_buffer);
+    const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
+    const T* prior_mu = read<T>(a.prior_mu, begin, n, prior_mu_buffer);
+    const T* prior_logvar = read<T>(a.prior_logvar, begin, n, prior_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const KlBetween<V> d =
           kl_between<V>(load<V>(mu + i), load<V>(logvar + i), load<V>(prior_mu + i), load<V>(prior_logvar + i));
@@ -128,11 +131,11 @@ static void backward(const GaussianKlBackwardArguments& a, int64_t chunk) {
       store(d_prior_mu + i, -g * d.d_mu);
       store(d_prior_logvar + i, g * d.d_prior_logvar);
     }
-    write<S>(a.d_mu, begin, n, d_mu);
-    write<S>(a.d_logvar, begin, n, d_logvar);
+    write<T>(a.d_mu, begin, n, d_mu);
+    write<T>(a.d_logvar, begin, n, d_logvar);
     if (!a.d_prior_mu) return;
-    write<S>(a.d_prior_mu, begin, n, d_prior_mu);
-    write<S>(a.d_prior_logvar, begin, n, d_prior_logvar);
+    write<T>(a.d_prior_mu, begin, n, d_prior_mu);
+    write<T>(a.d_prior_logvar, begin, n, d_prior_logvar);
   });
 }
 

@@ -36,12 +36,13 @@ namespace fastib {
 
 static double scalar_value(const MaybeTensor& t) {
   if (!t) return 0;
-  if (t->scalar_type() == ScalarType::Double) return *static_cast<const double*>(t->const_data_ptr());
-  double value = 0;
-  const Operand operand(*t);
-  baseline::with_type(operand.dtype,
-                      [&](auto zero) { value = double(*reinterpret_cast<const decltype(zero)*>(operand.data)); });
-  return value;
+  const void* p = t->const_data_ptr();
+  switch (t->scalar_type()) {
+    case ScalarType::Float: return *static_cast<const float*>(p);
+    case ScalarType::Half: return *static_cast<const torch::headeronly::Half*>(p);
+    case ScalarType::BFloat16: return *static_cast<const torch::headeronly::BFloat16*>(p);
+    default: return *static_cast<const double*>(p);
+  }
 }
 
 static InformationDropoutOptions options(const MaybeTensor& prior_mean, const MaybeTensor& prior_log_std,
@@ -62,8 +63,7 @@ std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& lo
                                       rng_words(rng),
                                       Operand(z),
                                       &r};
-  const bool is_double = x.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
+  run_chunks(FASTIB_KERNEL_OF(x.scalar_type(), forward), a, r.chunks());
   return {z, r.finish()};
 }
 
@@ -86,8 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
                                               Operand(d_x),
                                               Operand(d_log_std),
                                               d_prior.data()};
-  const bool is_double = x.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks);
+  run_chunks(FASTIB_KERNEL_OF(x.scalar_type(), backward), a, chunks);
   double d_mean = 0, d_prior_log_std = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     d_mean += d_prior[size_t(2 * chunk)];
@@ -95,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
   }
   const auto scalar = [&](double value) {
     Tensor t = output({}, accumulate_type(x.scalar_type()), x);
-    if (is_double) *static_cast<double*>(t.data_ptr()) = value;
+    if (t.scalar_type() == ScalarType::Double) *static_cast<double*>(t.data_ptr()) = value;
     else *static_cast<float*>(t.data_ptr()) = float(value);
     return t;
   };
@@ -116,17 +115,19 @@ static S prior_precision(const InformationDropoutOptions& o) {
   return S(std::exp(-2 * o.prior_log_std));
 }
 
-template <class S>
+template <class T>
 static void forward(const InformationDropoutArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
   const InformationDropoutOptions& o = a.options;
   const S precision = prior_precision<S>(o);
-  Buffer<S> x_buffer, log_std_buffer, noise_buffer, z_buffer;
+  Buffer<T> x_buffer, log_std_buffer, z_buffer;
+  Buffer<S> noise_buffer;
   reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* kl) {
-    const S* xs = read<S>(a.x, begin, n, x_buffer);
-    const S* log_stds = read<S>(a.log_std, begin, n, log_std_buffer);
-    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
-    S* z = target<S>(a.z, begin, n, z_buffer);
+    const T* xs = read<T>(a.x, begin, n, x_buffer);
+    const T* log_stds = read<T>(a.log_std, begin, n, log_std_buffer);
+    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    T* z = target<T>(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V x = load<V>(xs + i), log_std = load<V>(log_stds + i);
       const DropoutNoise<V> d = dropout_noise<V>(log_std, load<V>(noise + i), S(o.shift));
@@ -138,27 +139,29 @@ static void forward(const InformationDropoutArguments& a, int64_t chunk) {
       else loss = o.mask_zero ? (x > S(0) ? -log_std : V{}) : -log_std;
       store(kl + i, loss);
     }
-    write<S>(a.z, begin, n, z);
+    write<T>(a.z, begin, n, z);
     return kl;
   });
 }
 
-template <class S>
+template <class T>
 static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
   const InformationDropoutOptions& o = a.options;
   const S precision = prior_precision<S>(o);
-  Buffer<S> grad_z_buffer, grad_kl_buffer, x_buffer, log_std_buffer, noise_buffer, d_x_buffer, d_log_std_buffer;
+  Buffer<T> grad_z_buffer, x_buffer, log_std_buffer, d_x_buffer, d_log_std_buffer;
+  Buffer<S> grad_kl_buffer, noise_buffer;
   Buffer<S> mean_terms, log_std_terms;
   double d_mean = 0, d_prior_log_std = 0;
   for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
-    const S* grad_z = read<S>(a.grad_z, begin, n, grad_z_buffer);
+    const T* grad_z = read<T>(a.grad_z, begin, n, grad_z_buffer);
     const S* grad_kl = read<S>(a.grad_kl, begin, n, grad_kl_buffer);
-    const S* xs = read<S>(a.x, begin, n, x_buffer);
-    const S* log_stds = read<S>(a.log_std, begin, n, log_std_buffer);
-    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
-    S* d_x = target<S>(a.d_x, begin, n, d_x_buffer);
-    S* d_log_std = target<S>(a.d_log_std, begin, n, d_log_std_buffer);
+    const T* xs = read<T>(a.x, begin, n, x_buffer);
+    const T* log_stds = read<T>(a.log_std, begin, n, log_std_buffer);
+    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    T* d_x = target<T>(a.d_x, begin, n, d_x_buffer);
+    T* d_log_std = target<T>(a.d_log_std, begin, n, d_log_std_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V x = load<V>(xs + i), log_std = load<V>(log_stds + i), normal = load<V>(noise + i);
       const DropoutNoise<V> d = dropout_noise<V>(log_std, normal, S(o.shift));
@@ -184,8 +187,8 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
       d_mean += double(sum<S>(mean_terms, n));
       d_prior_log_std += double(sum<S>(log_std_terms, n));
     }
-    write<S>(a.d_x, begin, n, d_x);
-    write<S>(a.d_log_std, begin, n, d_log_std);
+    write<T>(a.d_x, begin, n, d_x);
+    write<T>(a.d_log_std, begin, n, d_log_std);
   });
   a.d_prior[2 * chunk] = d_mean;
   a.d_prior[2 * chunk + 1] = d_prior_log_std;

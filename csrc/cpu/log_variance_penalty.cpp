@@ -19,8 +19,7 @@ namespace fastib {
 Tensor log_variance_penalty(const Tensor& logvar, int64_t reduction, double scale) {
   Reduction r(logvar, reduction, kFactor * scale);
   const LogVariancePenaltyArguments a{Operand(logvar), &r};
-  const bool is_double = logvar.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
+  run_chunks(FASTIB_KERNEL_OF(logvar.scalar_type(), forward), a, r.chunks());
   return r.finish();
 }
 
@@ -30,15 +29,18 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) { m.impl("log_variance_penalty", TORCH
 
 #else
 
-template <class S>
+template <class T>
 static void forward(const LogVariancePenaltyArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> buffer;
+  Buffer<T> buffer;
   const bool reduced = a.reduction->kind != ReductionKind::none;
+  const S factor = reduced ? S(1) : S(kFactor);  // otherwise it waits for the sum
   reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* penalty) -> const S* {
-    const S* logvar = read<S>(a.logvar, begin, n, buffer);
-    if (reduced) return logvar;  // the factor waits for the sum
-    for (int64_t i = 0; i < n; i += kLanes<S>) store(penalty + i, load<V>(logvar + i) * S(kFactor));
+    const T* logvar = read<T>(a.logvar, begin, n, buffer);
+    if constexpr (std::is_same_v<T, S>)
+      if (reduced) return logvar;
+    for (int64_t i = 0; i < n; i += kLanes<S>) store(penalty + i, load<V>(logvar + i) * factor);
     return penalty;
   });
 }

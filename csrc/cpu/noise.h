@@ -46,9 +46,18 @@ static void fill_normal(double* out, int64_t begin, int64_t n, const int64_t* rn
 }
 
 // The noise of elements [begin, begin + n): the given one, or, where there is none, drawn from rng.
-template <class S>
-static const S* noise_block(const Operand& given, const int64_t* rng, int64_t begin, int64_t n, S* buffer) {
-  if (rng == nullptr) return read<S>(given, begin, n, buffer);
-  fill_normal(buffer, begin, n, rng);
+template <class T>
+static const Compute<T>* noise_block(const Operand& given, const int64_t* rng, int64_t begin, int64_t n,
+                                     Compute<T>* buffer) {
+  using S = Compute<T>;
+  if (rng != nullptr) {
+    fill_normal(buffer, begin, n, rng);
+  } else if constexpr (std::is_same_v<T, S>) {
+    return read<T>(given, begin, n, buffer);
+  } else {
+    Buffer<T> narrow;
+    const T* noise = read<T>(given, begin, n, narrow);
+    for (int64_t i = 0; i < n; i += kLanes<S>) store(buffer + i, load<Vec<S>>(noise + i));
+  }
   return buffer;
 }

@@ -26,8 +26,7 @@ namespace fastib {
 Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const MaybeTensor& noise, const MaybeTensor& rng) {
   Tensor z = output_like(mu);
   const ReparameterizeArguments a{mu.numel(), Operand(mu), Operand(logvar), Operand(noise), rng_words(rng), Operand(z)};
-  const bool is_double = mu.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, chunks_of(a.numel));
+  run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), forward), a, chunks_of(a.numel));
   return z;
 }
 
@@ -36,8 +35,7 @@ Tensor reparameterize_backward(const Tensor& grad_z, const Tensor& logvar, const
   Tensor d_logvar = output_like(logvar);
   const ReparameterizeBackwardArguments a{logvar.numel(), Operand(grad_z), Operand(logvar),
                                           Operand(noise), rng_words(rng),  Operand(d_logvar)};
-  const bool is_double = logvar.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks_of(a.numel));
+  run_chunks(FASTIB_KERNEL_OF(logvar.scalar_type(), backward), a, chunks_of(a.numel));
   return d_logvar;
 }
 
@@ -50,37 +48,41 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
 
 #else
 
-template <class S>
+template <class T>
 static void forward(const ReparameterizeArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> mu_buffer, logvar_buffer, noise_buffer, z_buffer;
+  Buffer<T> mu_buffer, logvar_buffer, z_buffer;
+  Buffer<S> noise_buffer;
   for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
-    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
-    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
-    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
-    S* z = target<S>(a.z, begin, n, z_buffer);
+    const T* mu = read<T>(a.mu, begin, n, mu_buffer);
+    const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
+    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    T* z = target<T>(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V std = exponential<V>(load<V>(logvar + i) * S(0.5)).value;
       store(z + i, fma<V>(std, load<V>(noise + i), load<V>(mu + i)));
     }
-    write<S>(a.z, begin, n, z);
+    write<T>(a.z, begin, n, z);
   });
 }
 
-template <class S>
+template <class T>
 static void backward(const ReparameterizeBackwardArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> grad_buffer, logvar_buffer, noise_buffer, d_buffer;
+  Buffer<T> grad_buffer, logvar_buffer, d_buffer;
+  Buffer<S> noise_buffer;
   for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
-    const S* grad = read<S>(a.grad_z, begin, n, grad_buffer);
-    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
-    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
-    S* d_logvar = target<S>(a.d_logvar, begin, n, d_buffer);
+    const T* grad = read<T>(a.grad_z, begin, n, grad_buffer);
+    const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
+    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    T* d_logvar = target<T>(a.d_logvar, begin, n, d_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V std = exponential<V>(load<V>(logvar + i) * S(0.5)).value;
       store(d_logvar + i, load<V>(grad + i) * (S(0.5) * std * load<V>(noise + i)));
     }
-    write<S>(a.d_logvar, begin, n, d_logvar);
+    write<T>(a.d_logvar, begin, n, d_logvar);
   });
 }
 

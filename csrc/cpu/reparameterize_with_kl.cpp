@@ -30,8 +30,7 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor
   Tensor z = output_like(mu);
   Reduction r(mu, reduction, scale);
   const ReparameterizeWithKlArguments a{Operand(mu), Operand(logvar), Operand(noise), rng_words(rng), Operand(z), &r};
-  const bool is_double = mu.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(forward<double>) : FASTIB_KERNEL(forward<float>), a, r.chunks());
+  run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), forward), a, r.chunks());
   return {z, r.finish()};
 }
 
@@ -45,8 +44,7 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl_backward(const MaybeTensor& gr
                                                 Operand(mu),     Operand(logvar),
                                                 Operand(noise),  rng_words(rng),
                                                 Operand(d_mu),   Operand(d_logvar)};
-  const bool is_double = mu.scalar_type() == ScalarType::Double;
-  run_chunks(is_double ? FASTIB_KERNEL(backward<double>) : FASTIB_KERNEL(backward<float>), a, chunks_of(a.numel));
+  run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), backward), a, chunks_of(a.numel));
   return {d_mu, d_logvar};
 }
 
@@ -59,38 +57,42 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
 
 #else
 
-template <class S>
+template <class T>
 static void forward(const ReparameterizeWithKlArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> mu_buffer, logvar_buffer, noise_buffer, z_buffer;
+  Buffer<T> mu_buffer, logvar_buffer, z_buffer;
+  Buffer<S> noise_buffer;
   reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* kl) {
-    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
-    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
-    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
-    S* z = target<S>(a.z, begin, n, z_buffer);
+    const T* mu = read<T>(a.mu, begin, n, mu_buffer);
+    const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
+    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    T* z = target<T>(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V m = load<V>(mu + i);
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
       store(z + i, fma<V>(half.value, load<V>(noise + i), m));
       store(kl + i, kl_standard<V>(m, expm1_minus_logvar<V>(half)));
     }
-    write<S>(a.z, begin, n, z);
+    write<T>(a.z, begin, n, z);
     return kl;
   });
 }
 
-template <class S>
+template <class T>
 static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chunk) {
+  using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> grad_z_buffer, grad_kl_buffer, mu_buffer, logvar_buffer, noise_buffer, d_mu_buffer, d_logvar_buffer;
+  Buffer<T> grad_z_buffer, mu_buffer, logvar_buffer, d_mu_buffer, d_logvar_buffer;
+  Buffer<S> grad_kl_buffer, noise_buffer;
   for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
-    const S* grad_z = read<S>(a.grad_z, begin, n, grad_z_buffer);
+    const T* grad_z = read<T>(a.grad_z, begin, n, grad_z_buffer);
     const S* grad_kl = read<S>(a.grad_kl, begin, n, grad_kl_buffer);
-    const S* mu = read<S>(a.mu, begin, n, mu_buffer);
-    const S* logvar = read<S>(a.logvar, begin, n, logvar_buffer);
-    const S* noise = noise_block<S>(a.noise, a.rng, begin, n, noise_buffer);
-    S* d_mu = target<S>(a.d_mu, begin, n, d_mu_buffer);
-    S* d_logvar = target<S>(a.d_logvar, begin, n, d_logvar_buffer);
+    const T* mu = read<T>(a.mu, begin, n, mu_buffer);
+    const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
+    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    T* d_mu = target<T>(a.d_mu, begin, n, d_mu_buffer);
+    T* d_logvar = target<T>(a.d_logvar, begin, n, d_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
       const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
@@ -100,8 +102,8 @@ static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chu
         by_logvar = fma<V>(gk, expm1_logvar<V>(half), by_logvar);  // where z alone is used, e^logvar may overflow
       store(d_logvar + i, S(0.5) * by_logvar);
     }
-    write<S>(a.d_mu, begin, n, d_mu);
-    write<S>(a.d_logvar, begin, n, d_logvar);
+    write<T>(a.d_mu, begin, n, d_mu);
+    write<T>(a.d_logvar, begin, n, d_logvar);
   });
 }
 

@@ -35,16 +35,62 @@ FASTIB_INLINE V as_real(Int<V> x) {
   return (V)x;
 }
 
-template <class V>
-FASTIB_INLINE V load(const Scalar<V>* p) {
+// Tensors hold T; kernels compute in Compute<T>.
+using BFloat16 = torch::headeronly::BFloat16;
+using Half = torch::headeronly::Half;
+template <class T>
+using Compute = std::conditional_t<sizeof(T) == 2, float, T>;
+
+template <class V, class T>
+FASTIB_INLINE V load(const T* p) {
   V v;
-  std::memcpy(&v, p, sizeof(V));
+  if constexpr (std::is_same_v<T, Scalar<V>>) {
+    std::memcpy(&v, p, sizeof(V));
+  } else {
+#if FASTIB_VECTOR_BYTES == 32
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (std::is_same_v<T, BFloat16>) v = (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
+    else v = (V)_mm256_cvtph_ps(h);
+#elif FASTIB_VECTOR_BYTES == 64
+    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (std::is_same_v<T, BFloat16>) v = (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+    else v = (V)_mm512_cvtph_ps(h);
+#else
+    for (int i = 0; i < kLanes<float>; ++i) v[i] = float(p[i]);
+#endif
+  }
   return v;
 }
 
-template <class V>
-FASTIB_INLINE void store(Scalar<V>* p, V v) {
-  std::memcpy(p, &v, sizeof(V));
+// To the nearest bfloat16, ties to even, in the low halves. A NaN stays one.
+FASTIB_INLINE Vec<uint32_t> round_to_bfloat16(Vec<float> v) {
+  const auto bits = (Vec<uint32_t>)v;
+  return ((bits + 0x7fffu + ((bits >> 16) & 1u)) | (Vec<uint32_t>)(v != v)) >> 16;
+}
+
+template <class V, class T>
+FASTIB_INLINE void store(T* p, V v) {
+  if constexpr (std::is_same_v<T, Scalar<V>>) {
+    std::memcpy(p, &v, sizeof(V));
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    const Vec<uint32_t> r = round_to_bfloat16(v);
+#if FASTIB_VECTOR_BYTES == 32
+    const __m128i low = _mm256_castsi256_si128((__m256i)r), high = _mm256_extracti128_si256((__m256i)r, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
+#elif FASTIB_VECTOR_BYTES == 64
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)r));
+#else
+    for (int i = 0; i < kLanes<float>; ++i) p[i].x = uint16_t(r[i]);
+#endif
+  } else {
+#if FASTIB_VECTOR_BYTES == 32
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif FASTIB_VECTOR_BYTES == 64
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < kLanes<float>; ++i) p[i] = Half(v[i]);
+#endif
+  }
 }
 
 // Exact for the integers that occur: any int32 rounds once, an int64 stays below 2^51.
@@ -143,12 +189,6 @@ FASTIB_INLINE void interleave(V a, V b, V& low, V& high, std::index_sequence<I..
   constexpr int n = int(sizeof...(I));
   low = __builtin_shufflevector(a, b, (int(I) / 2 + (int(I) % 2) * n)...);
   high = __builtin_shufflevector(a, b, (int(I) / 2 + n / 2 + (int(I) % 2) * n)...);
-}
-
-// {a1, a3, ..., b1, b3, ...}
-template <class V, size_t... I>
-FASTIB_INLINE void odd_lanes(V a, V b, V& odd, std::index_sequence<I...>) {
-  odd = __builtin_shufflevector(a, b, (2 * int(I) + 1)...);
 }
 
 template <class S>
