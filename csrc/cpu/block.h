@@ -1,4 +1,4 @@
-// Blocks of elements: read from and written to tensors of any dtype and strides, and reduced.
+// Blocks of elements: read from and written to tensors of any strides, and reduced.
 
 // Calls run(pointer, stride, count) for each run of equally spaced elements of x that makes up [begin, begin + n).
 template <class T, class Run>

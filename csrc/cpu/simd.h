@@ -46,7 +46,7 @@ FASTIB_INLINE V load(const T* p) {
   V v;
   if constexpr (std::is_same_v<T, Scalar<V>>) {
     std::memcpy(&v, p, sizeof(V));
-  } else {
+  } else {  // intrinsics: GCC splits the vector conversion from 16 bits into five instructions
 #if FASTIB_VECTOR_BYTES == 32
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     if constexpr (std::is_same_v<T, BFloat16>) v = (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
