@@ -14,9 +14,9 @@ the noise). With none of them the seed comes from PyTorch's own generator, so `t
 is a pure function of the seed and of the logical index of the element: it does not depend on strides, threads or
 device. The backward pass draws it again instead of storing it.
 
-Results of compiled kernels are the same bits on every run and for every number of threads. Non-finite inputs propagate as in the plain
-expression. Wrong arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError for a wrong
-shape, device or value. Gradients are once differentiable.
+Results of compiled kernels are the same bits on every run and for every number of threads. Non-finite inputs propagate
+as in the plain expression. Wrong arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError
+for a wrong shape, device or value. Gradients are once differentiable.
 """
 
 from __future__ import annotations
