@@ -3,17 +3,24 @@
 from fastib import losses, reference, schedules
 from fastib._backends import backends
 from fastib.functional import (
+    aggregate_posterior,
+    elbo_decomposition,
     gaussian_kl,
     information_dropout,
     log_variance_penalty,
     reparameterize,
     reparameterize_with_kl,
+    total_correlation,
 )
+from fastib.reference import ELBODecomposition
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ELBODecomposition",
+    "aggregate_posterior",
     "backends",
+    "elbo_decomposition",
     "gaussian_kl",
     "information_dropout",
     "log_variance_penalty",
@@ -22,4 +29,5 @@ __all__ = [
     "reparameterize",
     "reparameterize_with_kl",
     "schedules",
+    "total_correlation",
 ]

@@ -147,3 +147,107 @@ def dropout_prior(prior: Any, mean: Any, log_std: Any, x: Tensor) -> tuple[Tenso
         if value is not None:
             raise ValueError(f"{name} must be None with prior='log_uniform', which has no parameters, got {value!r}")
     return None, None
+
+
+ESTIMATORS = ("mss", "mws", "in_batch", "leave_one_out")
+
+
+def check_posteriors(z: Any, mu: Any, logvar: Any) -> None:
+    """Checks points [S, D] and the Gaussians [N', D] of a mixture."""
+    for name, value in (("z", z), ("mu", mu)):
+        check_floating(name, value)
+        if value.dim() != 2:
+            raise ValueError(f"{name} must have two dimensions, got shape {tuple(value.shape)}")
+    check_like("logvar", logvar, "mu", mu)
+    check_dtype_and_device("z", z, "mu", mu)
+    if z.shape[1] != mu.shape[1]:
+        raise ValueError(f"z must have the latent dimensions of mu, {mu.shape[1]}, got {z.shape[1]}")
+    if mu.shape[0] == 0:
+        raise ValueError(f"mu must have at least one component, got shape {tuple(mu.shape)}")
+
+
+def check_integer(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def estimator_weights(estimator: Any, dataset_size: Any, components: int) -> tuple[float, float]:
+    """(w_self, w_other): what a row's own component weighs in its mixture, and what each of the others does."""
+    check_choice("estimator", estimator, ESTIMATORS)
+    if dataset_size is None and estimator in ("mss", "mws"):
+        raise ValueError(f"dataset_size must be given with estimator={estimator!r}: it is never guessed")
+    if dataset_size is not None:
+        check_integer("dataset_size", dataset_size, 1)
+        if dataset_size < components:
+            raise ValueError(
+                f"dataset_size must be at least the number of components, {components}, got {dataset_size}"
+            )
+    others = components - 1
+    if estimator in ("mss", "leave_one_out") and others == 0:
+        raise ValueError(f"estimator={estimator!r} needs at least two components, mu has {components}")
+    if estimator == "in_batch":
+        return 1 / components, 1 / components
+    if estimator == "leave_one_out":
+        return 0.0, 1 / others
+    if estimator == "mws":
+        return 1 / (dataset_size * components), 1 / (dataset_size * components)
+    if dataset_size == components:
+        return 1 / components, 1 / components  # the same number, so that no row needs a component of its own
+    return 1 / dataset_size, (dataset_size - 1) / (dataset_size * others)
+
+
+SAMPLE_REDUCTIONS = ("none", "sum", "mean")
+
+
+def decomposition(
+    z: Any, mu: Any, logvar: Any, dataset_size: Any, estimator: Any, reduction: Any
+) -> tuple[float, float, int, float]:
+    """The weights of the estimator, and the reduction of one value per sample, as its kind and factor."""
+    check_posteriors(z, mu, logvar)
+    if z.shape[0] != mu.shape[0]:
+        raise ValueError(f"z must have one row for each row of mu, {mu.shape[0]}, got {z.shape[0]}")
+    weights = estimator_weights(estimator, dataset_size, mu.shape[0])
+    check_choice("reduction", reduction, SAMPLE_REDUCTIONS)
+    kind = Reduction.NONE if reduction == "none" else Reduction.SUM
+    return *weights, kind, 1 / z.shape[0] if reduction == "mean" else 1.0
+
+
+def mixture_weights(
+    estimator: Any, dataset_size: Any, weights: Any, log_weights: Any, z: Tensor, mu: Tensor
+) -> tuple[float, float]:
+    """The two weights that the arguments of `aggregate_posterior` stand for. With `log_weights` they mean nothing."""
+    given = [name for name, value in (("weights", weights), ("log_weights", log_weights)) if value is not None]
+    if not given:
+        return estimator_weights(estimator, dataset_size, mu.shape[0])
+    if len(given) == 2 or estimator != "mss":
+        other = "log_weights" if len(given) == 2 else f"estimator={estimator!r}"
+        raise ValueError(f"{given[0]} must be None with {other}: each says what the components weigh")
+    if log_weights is not None:
+        check_floating("log_weights", log_weights)
+        if log_weights.shape != (z.shape[0], mu.shape[0]):
+            expected = z.shape[0], mu.shape[0]
+            raise ValueError(f"log_weights must have shape {expected}, got {tuple(log_weights.shape)}")
+        if log_weights.device != mu.device:
+            raise ValueError(f"log_weights must be on the device of mu, {mu.device}, got {log_weights.device}")
+        if log_weights.requires_grad:
+            raise ValueError("log_weights must not require a gradient: it has none here, got requires_grad=True")
+        return 1.0, 1.0
+    if not isinstance(weights, (tuple, list)) or len(weights) != 2:
+        raise TypeError(f"weights must be two numbers, (w_self, w_other), got {weights!r}")
+    for name, weight in zip(("weights[0]", "weights[1]"), weights, strict=True):
+        check_number(name, weight, minimum=0.0)
+    if weights[0] == weights[1] == 0:
+        raise ValueError(f"weights must not both be 0, got {weights!r}")
+    return float(weights[0]), float(weights[1])
+
+
+def check_row_offset(row_offset: Any, weights: tuple[float, float], z: Tensor, mu: Tensor) -> None:
+    """Row i's own component is i + row_offset, which must exist where it weighs more or less than the others."""
+    check_integer("row_offset", row_offset, 0)
+    if weights[0] != weights[1] and row_offset + z.shape[0] > mu.shape[0]:
+        raise ValueError(
+            f"row_offset must leave each row of z its own component: row_offset={row_offset} and {z.shape[0]} rows "
+            f"exceed the {mu.shape[0]} components"
+        )

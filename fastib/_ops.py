@@ -302,3 +302,103 @@ class InformationDropout(Function):
             d_noise,
             *nothing,
         )
+
+
+_MIXTURE = "Tensor z, Tensor mu, Tensor logvar"
+_WEIGHTS = "float w_self, float w_other"
+
+
+def _saved(z: Tensor) -> Tensor:
+    """What the backward wants to know of each row and dimension, and of each row's joint. Each backend has its own."""
+    return z.new_empty((z.shape[0], z.shape[1] + 2), dtype=accumulate_dtype(z.dtype))
+
+
+@_operator(
+    f"aggregate_posterior({_MIXTURE}, Tensor? log_weights, {_WEIGHTS}, int row_offset) -> (Tensor, Tensor, Tensor)"
+)
+def aggregate_posterior(z: Tensor, mu: Tensor, logvar: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulate_dtype(z.dtype)
+    return z.new_empty(z.shape[:1], dtype=dtype), z.new_empty(z.shape, dtype=dtype), _saved(z)
+
+
+@_operator(
+    f"aggregate_posterior_backward(Tensor? grad_log_qz, Tensor? grad_log_qz_marginals, {_MIXTURE}, "
+    f"Tensor? log_weights, Tensor saved, {_WEIGHTS}, int row_offset) -> (Tensor, Tensor, Tensor)"
+)
+def aggregate_posterior_backward(
+    grad_log_qz: Tensor | None, grad_log_qz_marginals: Tensor | None, z: Tensor, mu: Tensor, logvar: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar)
+
+
+class AggregatePosterior(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        mu: Tensor,
+        logvar: Tensor,
+        log_weights: Tensor | None,
+        w_self: float,
+        w_other: float,
+        row_offset: int,
+    ) -> tuple[Tensor, Tensor]:
+        log_qz, log_qz_marginals, saved = aggregate_posterior(z, mu, logvar, log_weights, w_self, w_other, row_offset)
+        ctx.save_for_backward(z, mu, logvar, log_weights, saved)
+        ctx.options = w_self, w_other, row_offset
+        ctx.set_materialize_grads(False)
+        return log_qz, log_qz_marginals
+
+    @staticmethod
+    @_once_differentiable
+    def backward(ctx: Any, grad_log_qz: Tensor | None, grad_marginals: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_log_qz is None and grad_marginals is None:
+            return (None,) * 7
+        grads = aggregate_posterior_backward(grad_log_qz, grad_marginals, *ctx.saved_tensors, *ctx.options)
+        return *grads, None, None, None, None
+
+
+@_operator(
+    f"elbo_decomposition({_MIXTURE}, {_WEIGHTS}, int reduction, float scale) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def elbo_decomposition(
+    z: Tensor, mu: Tensor, logvar: Tensor, w_self: float, w_other: float, reduction: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape, dtype = z.shape[:1] if reduction == Reduction.NONE else (), accumulate_dtype(z.dtype)
+    mi, tc, kl = (z.new_empty(shape, dtype=dtype) for _ in range(3))
+    return mi, tc, kl, _saved(z)
+
+
+@_operator(
+    f"elbo_decomposition_backward(Tensor? grad_mi, Tensor? grad_tc, Tensor? grad_kl, {_MIXTURE}, Tensor saved, "
+    f"{_WEIGHTS}, int reduction, float scale) -> (Tensor, Tensor, Tensor)"
+)
+def elbo_decomposition_backward(
+    grad_mi: Tensor | None,
+    grad_tc: Tensor | None,
+    grad_kl: Tensor | None,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar)
+
+
+class ELBODecomposition(Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mu: Tensor, logvar: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        mi, tc, kl, saved = elbo_decomposition(z, mu, logvar, *options)
+        ctx.save_for_backward(z, mu, logvar, saved)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return mi, tc, kl
+
+    @staticmethod
+    @_once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * len(ctx.options)
+        if all(grad is None for grad in grads):
+            return None, None, None, *nothing
+        mi, tc, kl = grads
+        return *elbo_decomposition_backward(mi, tc, kl, *ctx.saved_tensors, *ctx.options), *nothing

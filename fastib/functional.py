@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fastib import _arguments, _ops, _rng
 from fastib._arguments import Reduction
+from fastib.reference import ELBODecomposition
 
 
 def reparameterize(
@@ -298,3 +299,153 @@ def information_dropout(
         x, log_std, mean, std, noise, rng, prior == "log_normal", mask_zero, mean_one, kind, scale
     )
     return result
+
+
+def aggregate_posterior(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    estimator: str = "mss",
+    dataset_size: int | None = None,
+    weights: tuple[float, float] | None = None,
+    log_weights: Tensor | None = None,
+    row_offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Log densities of points under the aggregate posterior, jointly and for each latent dimension, from a minibatch::
+
+        l = torch.distributions.Normal(mu, torch.exp(logvar / 2)).log_prob(z[:, None])  # [S, N', D]
+        log_w = ...  # [S, N']: log(w_self) where j == i + row_offset, log(w_other) elsewhere
+        log_qz = torch.logsumexp(l.sum(-1) + log_w, 1)
+        log_qz_marginals = torch.logsumexp(l + log_w[..., None], 1)
+
+    in memory O((S + N') D), for S points and the N' Gaussians that the encoder gave for a batch.
+
+    Args:
+        z: the points, [S, D]; usually one sample of each Gaussian.
+        mu: means, [N', D].
+        logvar: logarithms of the variances, like `mu`.
+        estimator: what a row's own Gaussian and each of the others weigh, (w_self, w_other), for a data set of size N:
+            "mss": 1/N and (N - 1)/(N (N' - 1)), unbiased, and exact where the batch is the data set;
+            "mws": 1/(N N') for both, minibatch weighted sampling, biased;
+            "in_batch": 1/N' for both, the batch taken for the data set, biased;
+            "leave_one_out": 0 and 1/(N' - 1).
+        dataset_size: N, the number of training samples. "mss" and "mws" need it.
+        weights: (w_self, w_other) themselves, instead of an estimator.
+        log_weights: logarithms of arbitrary weights, [S, N'], instead of an estimator; -inf leaves a component out.
+        row_offset: row i's own Gaussian is i + row_offset: for points that are a part of the batch.
+
+    Returns:
+        (log_qz, log_qz_marginals): log q(z_i), [S], and log q(z_id), [S, D], in nats, in float32 (float64 for float64).
+
+    Gradients: z, mu, logvar, through both results in one pass.
+
+    Raises:
+        TypeError: for a tensor of a wrong dtype, a `dataset_size` or `row_offset` that is not an integer, or weights
+            that are not two numbers.
+        ValueError: if shapes or devices do not match; for an unknown estimator, N missing or smaller than N', fewer than
+            two components where the estimator divides by N' - 1, negative weights, two sources of weights, rows
+            without a component of their own where it has a weight of its own, or `log_weights` that require a gradient.
+
+    Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", section 4.1 and appendix C. Their
+    stratified sampling gives one random component of each row the weight (N - N' + 1)/(N (N' - 1)); spreading it over
+    all but the row's own keeps the mean, lowers the variance, and is exact for N' = N.
+
+    >>> import torch, fastib
+    >>> z, mu, logvar = torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(4, 2)
+    >>> log_qz, log_qz_marginals = fastib.aggregate_posterior(z, mu, logvar, dataset_size=100)
+    >>> log_qz.shape, log_qz_marginals.shape
+    (torch.Size([4]), torch.Size([4, 2]))
+    """
+    _arguments.check_posteriors(z, mu, logvar)
+    w = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
+    _arguments.check_row_offset(row_offset, w, z, mu)
+    if log_weights is not None:
+        log_weights = log_weights.to(_arguments.accumulate_dtype(z.dtype))
+    result: tuple[Tensor, Tensor] = _ops.AggregatePosterior.apply(z, mu, logvar, log_weights, *w, row_offset)
+    return result
+
+
+def elbo_decomposition(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    estimator: str = "mss",
+    reduction: str = "mean",
+) -> ELBODecomposition:
+    """The three parts of the KL of a VAE: mutual information, total correlation, and dimension-wise KL::
+
+        log_qz, log_qz_marginals = fastib.aggregate_posterior(z, mu, logvar, dataset_size=N)
+        log_qz_x = Normal(mu, torch.exp(logvar / 2)).log_prob(z).sum(-1)
+        log_pz = Normal(0, 1).log_prob(z).sum(-1)
+        mutual_information = (log_qz_x - log_qz).mean()
+        total_correlation = (log_qz - log_qz_marginals.sum(-1)).mean()
+        dimension_wise_kl = (log_qz_marginals.sum(-1) - log_pz).mean()
+
+    in one pass. Their sum is the Monte-Carlo KL, log q(z|x) - log p(z), whatever the weights.
+
+    Args:
+        z: one sample of each posterior, [B, D].
+        mu: means, [B, D].
+        logvar: logarithms of the variances, [B, D].
+        dataset_size: N, the number of training samples. "mss" and "mws" need it; it is never guessed.
+        estimator: "mss", "mws", "in_batch" or "leave_one_out": see `aggregate_posterior`. A short last batch has the
+            weights of its own size.
+        reduction: over the samples: "none", "sum" or "mean".
+
+    Returns:
+        A named tuple (mutual_information, total_correlation, dimension_wise_kl) in nats, in float32 (float64 for
+        float64), with the attribute `mutual_information_ceiling`: -ln w_self, ln N for "mss". The mutual information of
+        no sample exceeds it. Jensen biases the mutual information up; a small negative total correlation is legitimate.
+
+    Gradients: z, mu, logvar, through all three terms in one pass.
+
+    Raises:
+        TypeError: for a tensor of a wrong dtype, or a `dataset_size` that is not an integer.
+        ValueError: if shapes or devices do not match; for an unknown estimator or reduction, N missing or smaller than
+            B, or B < 2 where the estimator divides by B - 1.
+
+    Source: Chen et al. 2018, equation 2; Hoffman & Johnson 2016, "ELBO surgery".
+
+    >>> import torch, fastib
+    >>> z, mu, logvar = torch.randn(8, 2), torch.zeros(8, 2), torch.zeros(8, 2)
+    >>> terms = fastib.elbo_decomposition(z, mu, logvar, dataset_size=1000)  # collapsed: nothing is known of x
+    >>> [round(abs(term.item()), 4) for term in terms]
+    [0.0, 0.0, 0.0]
+    >>> round(terms.mutual_information_ceiling, 4)
+    6.9078
+    """
+    w_self, w_other, kind, scale = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, reduction)
+    terms = _ops.ELBODecomposition.apply(z, mu, logvar, w_self, w_other, kind, scale)
+    return ELBODecomposition.of(terms, w_self)
+
+
+def total_correlation(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    estimator: str = "mss",
+    reduction: str = "mean",
+) -> Tensor:
+    """The total correlation of the aggregate posterior, KL(q(z) || prod_d q(z_d)), from a minibatch::
+
+        log_qz, log_qz_marginals = fastib.aggregate_posterior(z, mu, logvar, dataset_size=N)
+        (log_qz - log_qz_marginals.sum(-1)).mean()
+
+    Arguments, gradients and errors are those of `elbo_decomposition`, of which this is the second term.
+
+    Returns:
+        The total correlation in nats, in float32 (float64 for float64): a scalar, or [B] for reduction="none".
+
+    Source: Chen et al. 2018, equation 2; Watanabe 1960.
+
+    >>> import torch, fastib
+    >>> z = torch.arange(4.0)[:, None].expand(4, 3)  # three copies of one number that tells the sample
+    >>> fastib.total_correlation(z, z, torch.full((4, 3), -20.0), dataset_size=4)
+    tensor(2.7726)
+    """
+    return elbo_decomposition(z, mu, logvar, dataset_size, estimator=estimator, reduction=reduction).total_correlation

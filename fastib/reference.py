@@ -7,14 +7,34 @@ this file, the kernels of last resort, for devices that have no compiled ones. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastib import _arguments, _rng
 from fastib._arguments import Reduction, accumulate_dtype
+
+
+class _Terms(NamedTuple):
+    mutual_information: Tensor
+    total_correlation: Tensor
+    dimension_wise_kl: Tensor
+
+
+class ELBODecomposition(_Terms):
+    """What `fastib.elbo_decomposition` returns: three terms, and beside the first its ceiling."""
+
+    mutual_information_ceiling: float
+    """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell."""
+
+    @classmethod
+    def of(cls, terms: Iterable[Tensor], w_self: float) -> ELBODecomposition:
+        decomposition = cls(*terms)
+        decomposition.mutual_information_ceiling = -math.log(w_self) if w_self > 0 else math.inf
+        return decomposition
 
 
 def reparameterize(
@@ -105,6 +125,56 @@ def information_dropout(
     return z.to(x.dtype), _reduce(kl, kind, scale)
 
 
+def aggregate_posterior(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    estimator: str = "mss",
+    dataset_size: int | None = None,
+    weights: tuple[float, float] | None = None,
+    log_weights: Tensor | None = None,
+    row_offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """See `fastib.aggregate_posterior`."""
+    _arguments.check_posteriors(z, mu, logvar)
+    w = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
+    _arguments.check_row_offset(row_offset, w, z, mu)
+    z, mu, logvar = _accumulate(z, mu, logvar)
+    return _mixture(_pairs(z, mu, logvar), _log_weights(z, mu, log_weights, *w, row_offset))
+
+
+def elbo_decomposition(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    estimator: str = "mss",
+    reduction: str = "mean",
+) -> ELBODecomposition:
+    """See `fastib.elbo_decomposition`."""
+    w_self, w_other, kind, scale = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, reduction)
+    z, mu, logvar = _accumulate(z, mu, logvar)
+    log_q, log_q_marginals = _mixture(_pairs(z, mu, logvar), _log_weights(z, mu, None, w_self, w_other, 0))
+    terms = (_reduce(t, kind, scale) for t in _decompose(z, mu, logvar, log_q, log_q_marginals))
+    return ELBODecomposition.of(terms, w_self)
+
+
+def total_correlation(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    estimator: str = "mss",
+    reduction: str = "mean",
+) -> Tensor:
+    """See `fastib.total_correlation`."""
+    decomposition = elbo_decomposition(z, mu, logvar, dataset_size, estimator=estimator, reduction=reduction)
+    return decomposition.total_correlation
+
+
 def _noise(x: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor:
     """The noise given, or drawn."""
     rng = _rng.draw(x, noise, generator, rng)
@@ -159,6 +229,47 @@ def _dropout(
     m, s = prior_mean.to(x.dtype).reshape(()), prior_log_std.to(x.dtype).reshape(())
     kl = ((std / torch.exp(s)) ** 2 + ((torch.log(x) - shift - m) / torch.exp(s)) ** 2 - 1) / 2 + s - log_std
     return z, kl
+
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def _log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    u = (z - mu) * torch.exp(-logvar / 2)
+    return -(u**2 + logvar + _LOG_2PI) / 2
+
+
+def _pairs(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z_id; mu_jd, exp(logvar_jd)), [S, N', D]."""
+    return _log_normal(z[:, None], mu, logvar)
+
+
+def _log_weights(
+    z: Tensor, mu: Tensor, log_weights: Tensor | None, w_self: float, w_other: float, row_offset: int
+) -> Tensor:
+    """The logarithms of the weights, [S, N']."""
+    if log_weights is not None:
+        return log_weights.to(z.dtype)
+    own = torch.arange(z.shape[0], device=z.device)[:, None] + row_offset
+    is_own = own == torch.arange(mu.shape[0], device=z.device)
+    return torch.log(torch.where(is_own, z.new_tensor(w_self), z.new_tensor(w_other)))
+
+
+def _mixture(pairs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        torch.logsumexp(pairs.sum(-1) + log_weights, 1),
+        torch.logsumexp(pairs + log_weights[:, :, None], 1),
+    )
+
+
+def _decompose(
+    z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, log_q_marginals: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mutual information, total correlation and dimension-wise KL of each sample."""
+    marginals = log_q_marginals.sum(-1)
+    log_q_given_x = _log_normal(z, mu, logvar).sum(-1)
+    log_p = -(z**2 + _LOG_2PI).sum(-1) / 2
+    return log_q_given_x - log_q, log_q - marginals, marginals - log_p
 
 
 # The kernels of last resort. Forward kernels repeat the expressions above on arguments that are already checked;
@@ -320,6 +431,110 @@ def _information_dropout_backward(
     return _dense(d_x, x), _dense(d_log_std, log_std), d_mean, d_prior_log_std
 
 
+# Rows of the mixture that are in memory at once: at most so many numbers for their pairs.
+_PAIRS_AT_ONCE = 2**24
+
+
+def _row_chunks(z: Tensor, mu: Tensor) -> list[slice]:
+    rows = max(1, _PAIRS_AT_ONCE // max(mu.numel(), 1))
+    return [slice(begin, begin + rows) for begin in range(0, z.shape[0], rows)]
+
+
+def _chunk_log_weights(rows: slice, z: Tensor, mu: Tensor, given: Tensor | None, *weights: Any) -> Tensor:
+    w_self, w_other, row_offset = weights
+    return _log_weights(z[rows], mu, given if given is None else given[rows], w_self, w_other, row_offset + rows.start)
+
+
+def _aggregate_posterior_kernel(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_weights: Tensor | None,
+    w_self: float,
+    w_other: float,
+    row_offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    z, mu, logvar = _accumulate(z, mu, logvar)
+    saved = z.new_zeros((z.shape[0], z.shape[1] + 2))
+    log_q, log_q_marginals = z.new_empty(z.shape[:1]), z.new_empty(z.shape)
+    for rows in _row_chunks(z, mu):
+        log_w = _chunk_log_weights(rows, z, mu, log_weights, w_self, w_other, row_offset)
+        log_q[rows], log_q_marginals[rows] = _mixture(_pairs(z[rows], mu, logvar), log_w)
+    saved[:, 0], saved[:, 2:] = log_q, log_q_marginals
+    return log_q, log_q_marginals, saved
+
+
+def _aggregate_posterior_backward(
+    grad_log_q: Tensor | None,
+    grad_log_q_marginals: Tensor | None,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_weights: Tensor | None,
+    saved: Tensor,
+    w_self: float,
+    w_other: float,
+    row_offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, m, lv = _accumulate(z, mu, logvar)
+    d_x, d_m, d_lv = torch.zeros_like(x), torch.zeros_like(m), torch.zeros_like(lv)
+    for rows in _row_chunks(x, m):
+        log_w = _chunk_log_weights(rows, x, m, log_weights, w_self, w_other, row_offset)
+        pairs = _pairs(x[rows], m, lv)
+        c = torch.zeros_like(pairs)
+        if grad_log_q is not None:
+            c += (grad_log_q[rows, None] * torch.exp(pairs.sum(-1) + log_w - saved[rows, :1]))[:, :, None]
+        if grad_log_q_marginals is not None:
+            c += grad_log_q_marginals[rows, None] * torch.exp(pairs + log_w[:, :, None] - saved[rows, None, 2:])
+        std = torch.exp(lv / 2)
+        u = (x[rows, None] - m) / std
+        d_x[rows] = -(c * u / std).sum(1)
+        d_m += (c * u / std).sum(0)
+        d_lv += (c * (u**2 - 1) / 2).sum(0)
+    return _dense(d_x, z), _dense(d_m, mu), _dense(d_lv, logvar)
+
+
+def _elbo_decomposition_kernel(
+    z: Tensor, mu: Tensor, logvar: Tensor, w_self: float, w_other: float, reduction: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    log_q, log_q_marginals, saved = _aggregate_posterior_kernel(z, mu, logvar, None, w_self, w_other, 0)
+    z, mu, logvar = _accumulate(z, mu, logvar)
+    mi, tc, kl = (_reduce(t, reduction, scale) for t in _decompose(z, mu, logvar, log_q, log_q_marginals))
+    return mi, tc, kl, saved
+
+
+def _elbo_decomposition_backward(
+    grad_mi: Tensor | None,
+    grad_tc: Tensor | None,
+    grad_kl: Tensor | None,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    saved: Tensor,
+    w_self: float,
+    w_other: float,
+    reduction: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, m, lv = _accumulate(z, mu, logvar)
+    zero = x.new_zeros(())
+    mi, tc, kl = (
+        _spread(zero if grad is None else grad, x[:, 0] if x.shape[1] else x.new_zeros(x.shape[0]), reduction, scale)
+        for grad in (grad_mi, grad_tc, grad_kl)
+    )
+    d_x, d_m, d_lv = _aggregate_posterior_backward(
+        tc - mi, (kl - tc)[:, None].expand(x.shape), x, m, lv, None, saved, w_self, w_other, 0
+    )
+    std = torch.exp(lv / 2)
+    u = (x - m) / std
+    by_x, mi = mi[:, None] * u / std, mi[:, None]
+    return (
+        _dense(d_x - by_x + kl[:, None] * x, z),
+        _dense(d_m + by_x, mu),
+        _dense(d_lv + mi * (u**2 - 1) / 2, logvar),
+    )
+
+
 # Noise that wants a gradient is rare, and not worth a compiled kernel.
 
 
@@ -347,4 +562,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "log_variance_penalty": _log_variance_penalty_kernel,
     "information_dropout": _information_dropout_kernel,
     "information_dropout_backward": _information_dropout_backward,
+    "aggregate_posterior": _aggregate_posterior_kernel,
+    "aggregate_posterior_backward": _aggregate_posterior_backward,
+    "elbo_decomposition": _elbo_decomposition_kernel,
+    "elbo_decomposition_backward": _elbo_decomposition_backward,
 }

@@ -197,3 +197,21 @@ FASTIB_INLINE S sum_lanes(Vec<S> v) {
   for (int i = 0; i < kLanes<S>; ++i) sum += v[i];
   return sum;
 }
+
+// The same sum in another order: halves are added while they are vectors.
+template <class S>
+FASTIB_INLINE S fold_lanes(Vec<S> v) {
+  typedef S Four __attribute__((vector_size(4 * sizeof(S))));
+  if constexpr (kLanes<S> < 4) {
+    return sum_lanes<S>(v);
+  } else {
+    Four sum;
+    std::memcpy(&sum, &v, sizeof(sum));
+    for (int i = 4; i < kLanes<S>; i += 4) {
+      Four next;
+      std::memcpy(&next, reinterpret_cast<const S*>(&v) + i, sizeof(next));
+      sum += next;
+    }
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  }
+}

@@ -1,0 +1,103 @@
+// Log densities of points under a mixture of diagonal Gaussians, jointly and for each dimension.
+#ifndef FASTIB_ISA
+#include "mixture.h"
+
+namespace fastib {
+struct AggregatePosteriorArguments {
+  Mixture* mixture;
+  Matrix log_qz, log_qz_marginals, saved;
+};
+
+struct AggregatePosteriorBackwardArguments {
+  Mixture* mixture;
+  PartialGradients* partial;
+  Matrix grad_log_qz, grad_log_qz_marginals, saved;
+  Matrix d_z, d_mu, d_logvar;
+};
+}  // namespace fastib
+
+#define FASTIB_KERNELS "aggregate_posterior.cpp"
+#include "each_isa.h"
+
+namespace fastib {
+
+std::tuple<Tensor, Tensor, Tensor> aggregate_posterior(const Tensor& z, const Tensor& mu, const Tensor& logvar,
+                                                       const MaybeTensor& log_weights, double w_self, double w_other,
+                                                       int64_t row_offset) {
+  Mixture m(z, mu, logvar, log_weights, w_self, w_other, row_offset);
+  const ScalarType dtype = accumulate_type(m.dtype);
+  Tensor log_qz = output({m.rows}, dtype, z), log_qz_marginals = output({m.rows, m.dims}, dtype, z);
+  Tensor saved = output({m.rows, m.saved_columns()}, dtype, z);
+  FASTIB_PACK(m);
+  const AggregatePosteriorArguments a{&m, Matrix(log_qz), Matrix(log_qz_marginals), Matrix(saved)};
+  run_chunks(FASTIB_KERNEL_OF(m.dtype, forward), a, m.row_chunks());
+  return {log_qz, log_qz_marginals, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor> aggregate_posterior_backward(const MaybeTensor& grad_log_qz,
+                                                                const MaybeTensor& grad_log_qz_marginals,
+                                                                const Tensor& z, const Tensor& mu, const Tensor& logvar,
+                                                                const MaybeTensor& log_weights, const Tensor& saved,
+                                                                double w_self, double w_other, int64_t row_offset) {
+  Mixture m(z, mu, logvar, log_weights, w_self, w_other, row_offset);
+  PartialGradients partial(m);
+  Tensor d_z = output_like(z), d_mu = output_like(mu), d_logvar = output_like(logvar);
+  FASTIB_PACK(m);
+  const AggregatePosteriorBackwardArguments a{
+      &m,          &partial,     Matrix(grad_log_qz), Matrix(grad_log_qz_marginals), Matrix(saved),
+      Matrix(d_z), Matrix(d_mu), Matrix(d_logvar)};
+  FASTIB_BACKWARD(m, partial, a);
+  return {d_z, d_mu, d_logvar};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
+  m.impl("aggregate_posterior", TORCH_BOX(&aggregate_posterior));
+  m.impl("aggregate_posterior_backward", TORCH_BOX(&aggregate_posterior_backward));
+}
+
+}  // namespace fastib
+
+#else
+#include "mixture_kernels.h"
+
+template <class T>
+static void forward(const AggregatePosteriorArguments& a, int64_t chunk) {
+  using S = Compute<T>;
+  mixture_forward<T>(*a.mixture, chunk, a.saved.data, [&](int64_t row, const S*, const PointResult<S>& result) {
+    a.log_qz.at<S>(row) = S(result.log_joint);
+    for (int64_t d = 0; d < a.mixture->dims; ++d) a.log_qz_marginals.at<S>(row, d) = S(result.log_marginals[d]);
+  });
+}
+
+template <class S>
+FASTIB_INLINE void gradients_of_row(const AggregatePosteriorBackwardArguments& a, int64_t row, S& joint, S* marginals) {
+  joint = a.grad_log_qz ? a.grad_log_qz.at<S>(row) : S(0);
+  for (int64_t d = 0; d < a.mixture->dims; ++d)
+    marginals[d] = a.grad_log_qz_marginals ? a.grad_log_qz_marginals.at<S>(row, d) : S(0);
+}
+
+template <class T>
+static void backward(const AggregatePosteriorBackwardArguments& a, int64_t task) {
+  using S = Compute<T>;
+  mixture_backward<T>(*a.mixture, *a.partial, a.saved.data, task,
+                      [&](int64_t row, S& joint, S* marginals) { gradients_of_row(a, row, joint, marginals); });
+}
+
+template <class T>
+static void backward_far(const AggregatePosteriorBackwardArguments& a, int64_t group) {
+  using S = Compute<T>;
+  far_backward<T>(*a.mixture, *a.partial, a.saved.data, group,
+                  [&](int64_t row, S& joint, S* marginals) { gradients_of_row(a, row, joint, marginals); });
+}
+
+template <class T>
+static void write_rows(const AggregatePosteriorBackwardArguments& a, int64_t chunk) {
+  finish_rows<T>(*a.mixture, *a.partial, a.d_z, chunk, [](int64_t, int64_t, double sum) { return sum; });
+}
+
+template <class T>
+static void write_columns(const AggregatePosteriorBackwardArguments& a, int64_t chunk) {
+  finish_columns<T>(*a.mixture, *a.partial, a.d_mu, a.d_logvar, chunk, [](int64_t, int64_t, double&, double&) {});
+}
+
+#endif

@@ -1,0 +1,200 @@
+// Mutual information, total correlation and dimension-wise KL of each sample, reduced as asked.
+#ifndef FASTIB_ISA
+#include "mixture.h"
+
+namespace fastib {
+struct ElboDecompositionArguments {
+  Mixture* mixture;
+  Matrix saved;
+  double* terms;  // [3, rows]
+};
+
+struct ElboDecompositionBackwardArguments {
+  Mixture* mixture;
+  PartialGradients* partial;
+  Matrix grad_mi, grad_tc, grad_kl, saved;
+  double scale;
+  Matrix d_z, d_mu, d_logvar;
+};
+}  // namespace fastib
+
+#define FASTIB_KERNELS "elbo_decomposition.cpp"
+#include "each_isa.h"
+
+namespace fastib {
+
+namespace {
+
+template <class S>
+void reduce_terms(const std::vector<double>& terms, int64_t rows, bool keep, double scale, const Tensor& out, int k) {
+  const double* term = terms.data() + k * rows;
+  S* values = static_cast<S*>(out.data_ptr());
+  double sum = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    if (keep) values[i] = S(term[i] * scale);
+    else sum += term[i];
+  }
+  if (!keep) *values = S(sum * scale);
+}
+
+// The gradient of a term, which a reduction spreads over all rows.
+Matrix row_gradient(const MaybeTensor& grad, int64_t reduction) {
+  Matrix g;
+  if (!grad) return g;
+  g.data = static_cast<char*>(grad->data_ptr());
+  if (ReductionKind(reduction) == ReductionKind::none) g.row = grad->stride(0);
+  return g;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, const Tensor& mu, const Tensor& logvar,
+                                                              double w_self, double w_other, int64_t reduction,
+                                                              double scale) {
+  Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, 0);
+  const ScalarType dtype = accumulate_type(m.dtype);
+  const bool keep = ReductionKind(reduction) == ReductionKind::none;
+  const auto term = [&] { return keep ? output({m.rows}, dtype, z) : output({}, dtype, z); };
+  Tensor mi = term(), tc = term(), kl = term(), saved = output({m.rows, m.saved_columns()}, dtype, z);
+  std::vector<double> terms(size_t(3 * m.rows));
+  FASTIB_PACK(m);
+  const ElboDecompositionArguments a{&m, Matrix(saved), terms.data()};
+  run_chunks(FASTIB_KERNEL_OF(m.dtype, forward), a, m.row_chunks());
+  const Tensor* outputs[] = {&mi, &tc, &kl};
+  for (int k = 0; k < 3; ++k) {
+    if (m.is_double()) reduce_terms<double>(terms, m.rows, keep, scale, *outputs[k], k);
+    else reduce_terms<float>(terms, m.rows, keep, scale, *outputs[k], k);
+  }
+  return {mi, tc, kl, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor> elbo_decomposition_backward(const MaybeTensor& grad_mi, const MaybeTensor& grad_tc,
+                                                               const MaybeTensor& grad_kl, const Tensor& z,
+                                                               const Tensor& mu, const Tensor& logvar,
+                                                               const Tensor& saved, double w_self, double w_other,
+                                                               int64_t reduction, double scale) {
+  Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, 0);
+  PartialGradients partial(m);
+  Tensor d_z = output_like(z), d_mu = output_like(mu), d_logvar = output_like(logvar);
+  FASTIB_PACK(m);
+  const ElboDecompositionBackwardArguments a{&m,
+                                             &partial,
+                                             row_gradient(grad_mi, reduction),
+                                             row_gradient(grad_tc, reduction),
+                                             row_gradient(grad_kl, reduction),
+                                             Matrix(saved),
+                                             scale,
+                                             Matrix(d_z),
+                                             Matrix(d_mu),
+                                             Matrix(d_logvar)};
+  FASTIB_BACKWARD(m, partial, a);
+  return {d_z, d_mu, d_logvar};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
+  m.impl("elbo_decomposition", TORCH_BOX(&elbo_decomposition));
+  m.impl("elbo_decomposition_backward", TORCH_BOX(&elbo_decomposition_backward));
+}
+
+}  // namespace fastib
+
+#else
+#include "mixture_kernels.h"
+
+// The exponent of a point's own component in the joint: the bits that the pass over all components saw.
+template <class S>
+static S own_exponent(const Mixture& m, int64_t row, const S* z) {
+  using V = Vec<S>;
+  const Tile<S> tile(m, row / kLanes<S>);
+  V squares{};
+  for (int64_t d = 0; d < m.dims; ++d) {
+    const V v = scaled_deviation<V>(z[d * kRows], load<V>(tile.mu(d)), load<V>(tile.precision(d)));
+    squares = fma<V>(v, v, squares);
+  }
+  return (load<V>(tile.joint()) - squares)[row % kLanes<S>];
+}
+
+template <class T>
+static void forward(const ElboDecompositionArguments& a, int64_t chunk) {
+  using S = Compute<T>;
+  const Mixture& m = *a.mixture;
+  mixture_forward<T>(m, chunk, a.saved.data, [&](int64_t row, const S* z, const PointResult<S>& result) {
+    double log_marginals = 0, squares = 0;
+    for (int64_t d = 0; d < m.dims; ++d) {
+      log_marginals += result.log_marginals[d];
+      squares += double(z[d * kRows]) * double(z[d * kRows]);
+    }
+    // log q(z|x) - log q(z) without their common part, so that it keeps its digits where both are large.
+    const double own = double(own_exponent<S>(m, row, z)) - double(result.joint.max);
+    a.terms[row] = kLn2 * own - std::log(result.joint.sum) - result.log_unit;
+    a.terms[m.rows + row] = result.log_joint - log_marginals;
+    a.terms[2 * m.rows + row] = log_marginals + 0.5 * (squares + kLog2Pi * double(m.dims));
+  });
+}
+
+struct TermGradients {
+  double mi, tc, kl;
+};
+
+template <class S>
+FASTIB_INLINE TermGradients gradients_of_terms(const ElboDecompositionBackwardArguments& a, int64_t row) {
+  const auto of = [&](const Matrix& grad) { return grad ? double(grad.at<S>(row)) * a.scale : 0; };
+  return {of(a.grad_mi), of(a.grad_tc), of(a.grad_kl)};
+}
+
+template <class S>
+FASTIB_INLINE void gradients_of_row(const ElboDecompositionBackwardArguments& a, int64_t row, S& joint, S* marginals) {
+  const TermGradients g = gradients_of_terms<S>(a, row);
+  joint = S(g.tc - g.mi);
+  std::fill_n(marginals, a.mixture->dims, S(g.kl - g.tc));
+}
+
+template <class T>
+static void backward(const ElboDecompositionBackwardArguments& a, int64_t task) {
+  using S = Compute<T>;
+  mixture_backward<T>(*a.mixture, *a.partial, a.saved.data, task,
+                      [&](int64_t row, S& joint, S* marginals) { gradients_of_row(a, row, joint, marginals); });
+}
+
+template <class T>
+static void backward_far(const ElboDecompositionBackwardArguments& a, int64_t group) {
+  using S = Compute<T>;
+  far_backward<T>(*a.mixture, *a.partial, a.saved.data, group,
+                  [&](int64_t row, S& joint, S* marginals) { gradients_of_row(a, row, joint, marginals); });
+}
+
+// v and v sqrt(log2(e)/2) exp(-l/2) of a point under its own component.
+template <class T>
+FASTIB_INLINE std::pair<double, double> own_deviation(const Mixture& m, int64_t row, int64_t d) {
+  using S = Compute<T>;
+  const Tile<S> tile(m, row / kLanes<S>);
+  const double precision = double(tile.precision(d)[row % kLanes<S>]);
+  const double v = (double(S(m.z.at<T>(row, d))) - double(tile.mu(d)[row % kLanes<S>])) * precision;
+  return {v, v * precision};
+}
+
+// What log q(z|x) and log p(z) add.
+template <class T>
+static void write_rows(const ElboDecompositionBackwardArguments& a, int64_t chunk) {
+  using S = Compute<T>;
+  const Mixture& m = *a.mixture;
+  finish_rows<T>(m, *a.partial, a.d_z, chunk, [&](int64_t row, int64_t d, double sum) {
+    const TermGradients g = gradients_of_terms<S>(a, row);
+    return sum - g.mi * 2 * kLn2 * own_deviation<T>(m, row, d).second + g.kl * double(S(m.z.at<T>(row, d)));
+  });
+}
+
+template <class T>
+static void write_columns(const ElboDecompositionBackwardArguments& a, int64_t chunk) {
+  using S = Compute<T>;
+  const Mixture& m = *a.mixture;
+  finish_columns<T>(m, *a.partial, a.d_mu, a.d_logvar, chunk,
+                    [&](int64_t j, int64_t d, double& by_mean, double& by_logvar) {
+                      const double mi = gradients_of_terms<S>(a, j).mi;
+                      const auto [v, scaled] = own_deviation<T>(m, j, d);
+                      by_mean += mi * 2 * kLn2 * scaled;
+                      by_logvar += mi * (kLn2 * v * v - 0.5);
+                    });
+}
+
+#endif

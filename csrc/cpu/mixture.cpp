@@ -1,0 +1,62 @@
+// The parts of a mixture that are not per instruction set.
+#include "mixture.h"
+
+namespace fastib {
+
+namespace {
+// Below this ratio a weight is not made the unit of the other's: sums of float would overflow.
+constexpr double kSmallestUnit = 0x1p-60;
+}  // namespace
+
+Mixture::Mixture(const Tensor& z_, const Tensor& mu_, const Tensor& logvar_, const MaybeTensor& log_weights_,
+                 double w_self, double w_other, int64_t row_offset_)
+    : dtype(z_.scalar_type()),
+      rows(z_.size(0)),
+      components(mu_.size(0)),
+      dims(mu_.size(1)),
+      z(z_),
+      mu(mu_),
+      logvar(logvar_),
+      row_offset(row_offset_),
+      log_weights(log_weights_),
+      padded((components + kWidest - 1) / kWidest * kWidest),
+      shift(size_t(dims)),
+      shifts_of_chunks(dims * component_chunks() * int64_t(sizeof(double))),
+      packed(padded * (3 * dims + 1) * element_size()) {
+  const double base = w_other >= kSmallestUnit * w_self ? w_other : w_self;
+  own = w_self / base;
+  other = w_other / base;
+  log_base = std::log(base);
+}
+
+void Mixture::combine_shifts() {
+  for (int64_t d = 0; d < dims; ++d) {
+    double largest = -double(INFINITY);
+    for (int64_t chunk = 0; chunk < component_chunks(); ++chunk)
+      largest = std::max(largest, shifts_of_chunks.as<double>()[chunk * dims + d]);
+    shift[size_t(d)] = largest > -double(INFINITY) ? largest : 0;  // no logvar is finite
+  }
+}
+
+PartialGradients::PartialGradients(const Mixture& m) : rows(0), columns(0) {
+  choose_tasks(m);
+  rows = Scratch(blocks * m.rows * m.dims * m.element_size());
+  columns = Scratch(groups * m.padded * m.dims * 2 * m.element_size());
+}
+
+// Doubles the number of groups or of blocks, whichever costs less memory: a group has two numbers per component and
+// dimension, a block one per row and dimension.
+void PartialGradients::choose_tasks(const Mixture& m) {
+  constexpr int64_t most_tasks = 32, pairs_per_task = 1 << 17, fewest_rows = 32, fewest_components = 128;
+  const double pairs = double(m.rows) * double(m.components) * double(m.dims);
+  const auto wanted = int64_t(std::min(double(most_tasks), pairs / pairs_per_task));
+  while (tasks() < wanted) {
+    const bool more_groups = m.rows >= 2 * groups * fewest_rows;
+    const bool more_blocks = m.components >= 2 * blocks * fewest_components;
+    if (!more_groups && !more_blocks) return;
+    const bool group_is_cheaper = 2 * groups * m.components <= blocks * m.rows;
+    (more_groups && (group_is_cheaper || !more_blocks) ? groups : blocks) *= 2;
+  }
+}
+
+}  // namespace fastib

@@ -1,0 +1,112 @@
+// A mixture of diagonal Gaussians, and points under it: what the operators on it share outside their kernels.
+//
+// For a point i and a component j, u_d = (z_id - mu_jd) exp(-l_jd / 2). Kernels work in powers of two: with
+// v = u sqrt(log2(e) / 2) the density in dimension d is 2^(c - v^2) times a factor that all components share, and the
+// joint one 2^(C - sum_d v^2). c is at most 0, so a sum over components needs no running maximum; C is not bounded.
+#pragma once
+
+#include <memory>
+
+#include "cpu.h"
+
+namespace fastib {
+
+// A matrix of any strides; its dtype is the kernel's to know. Null where there is none.
+struct Matrix {
+  char* data = nullptr;
+  int64_t row = 0, column = 0;
+
+  Matrix() = default;
+  explicit Matrix(const Tensor& t)
+      : data(static_cast<char*>(t.data_ptr())), row(t.stride(0)), column(t.dim() > 1 ? t.stride(1) : 0) {}
+  explicit Matrix(const MaybeTensor& t) {
+    if (t) *this = Matrix(*t);
+  }
+
+  explicit operator bool() const { return data != nullptr; }
+  template <class T>
+  T& at(int64_t i, int64_t j = 0) const {
+    return reinterpret_cast<T*>(data)[i * row + j * column];
+  }
+};
+
+// Uninitialised memory for vectors of the widest instruction set.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : data_(::operator new(size_t(std::max<int64_t>(bytes, 1)), kAlign)) {}
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_.get());
+  }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  struct Delete {
+    void operator()(void* p) const { ::operator delete(p, kAlign); }
+  };
+  std::unique_ptr<void, Delete> data_;
+};
+
+constexpr int64_t kComponentsPerChunk = 512;  // of packing, and of writing the gradients of components
+constexpr int64_t kRowsPerChunk = 32;         // of the forward pass, and of writing the gradients of rows
+constexpr int64_t kWidest = 16;  // lanes of float in the widest vector: components are padded to a multiple
+
+// The components of one call, packed for vectors: kernels fill it, in parallel, before anything else runs.
+struct Mixture {
+  ScalarType dtype;
+  int64_t rows, components, dims;
+  Matrix z, mu, logvar;
+
+  // The weights of a row's own component and of the others, relative to `base`. `other` is 1 but where it is so much
+  // the smaller one that only a weight for each pair will do.
+  double own, other, log_base;
+  int64_t row_offset;
+  Matrix log_weights;  // instead of both, where given: of float, or of double for double
+
+  int64_t padded;             // components, rounded up to whole vectors
+  std::vector<double> shift;  // per dimension, the largest -l/2 in powers of two: what c is relative to
+  Scratch shifts_of_chunks;   // the same of each chunk
+  Scratch packed;  // tiles of one vector of components: {mu, sqrt(log2(e)/2) exp(-l/2), c} per dimension, then C
+
+  Mixture(const Tensor& z, const Tensor& mu, const Tensor& logvar, const MaybeTensor& log_weights, double w_self,
+          double w_other, int64_t row_offset);
+  bool is_double() const { return dtype == ScalarType::Double; }
+  int64_t element_size() const { return is_double() ? sizeof(double) : sizeof(float); }
+  int64_t saved_columns() const { return dims + 2; }  // the joint's maximum and sum, then the sums of the marginals
+  int64_t component_chunks() const { return (components + kComponentsPerChunk - 1) / kComponentsPerChunk; }
+  int64_t row_chunks() const { return (rows + kRowsPerChunk - 1) / kRowsPerChunk; }
+  void combine_shifts();
+};
+
+// The backward pass is cut into tasks, a group of rows against a block of components. Each has partial sums of its own,
+// so that threads never meet: for the gradient of z one per block, for those of mu and logvar one per group.
+struct PartialGradients {
+  int64_t groups = 1, blocks = 1;
+  Scratch rows;     // [blocks, rows, dims]: the sum of c v sqrt(log2(e)/2) exp(-l/2), of which d z is -2 ln(2) times
+  Scratch columns;  // [groups, tiles, dims, 2, lanes]: the sums of c v and of c (u^2 - 1) / 2
+
+  explicit PartialGradients(const Mixture& m);
+  int64_t tasks() const { return groups * blocks; }
+  int64_t first_row(const Mixture& m, int64_t group) const { return group * m.rows / groups; }
+
+ private:
+  void choose_tasks(const Mixture& m);
+};
+
+// Runs the passes of an operator: its file has the kernels of these names.
+#define FASTIB_PACK(m)                                                               \
+  do {                                                                               \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, find_shifts), m, (m).component_chunks()); \
+    (m).combine_shifts();                                                            \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, pack), m, (m).component_chunks());        \
+  } while (false)
+
+#define FASTIB_BACKWARD(m, partial, arguments)                                                 \
+  do {                                                                                         \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, backward), arguments, (partial).tasks());           \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, backward_far), arguments, (partial).groups);        \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, write_rows), arguments, (m).row_chunks());          \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, write_columns), arguments, (m).component_chunks()); \
+  } while (false)
+
+}  // namespace fastib
