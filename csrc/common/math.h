@@ -2,8 +2,8 @@
 //
 // No include guard, on purpose: every instruction set compiles its own copy of this file inside its own namespace
 // (cpu/each_isa.h). Whoever includes it has defined, for V: Scalar<V>, Int<V>, Uint<V>, splat, as_int, as_real,
-// to_real, any, fma and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors and scalars
-// alike.
+// to_real, any, fma, at_least and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors and
+// scalars alike.
 
 template <class S>
 struct Constants;
@@ -25,8 +25,9 @@ struct Constants<float> {
   static constexpr float exp[] = {0x1.000000p-1f, 0x1.555556p-3f,  0x1.5554eap-5f,
                                   0x1.11114cp-7f, 0x1.6d4316p-10f, 0x1.a072f8p-13f};
   static constexpr float exp2_min = -127.0f;  // from here on 2^x is taken for 0
-  // (2^x - 1) / x for |x| <= 1/2
-  static constexpr float exp2[] = {0x1.62e42ap-1f, 0x1.ebf9bap-3f, 0x1.c6b754p-5f, 0x1.3ceadcp-7f, 0x1.5bb9e0p-10f};
+  // 2^x for |x| <= 1/2
+  static constexpr float exp2[] = {0x1.000000p0f,  0x1.62e42ap-1f, 0x1.ebf9bap-3f,
+                                   0x1.c6b754p-5f, 0x1.3ceadcp-7f, 0x1.5bb9e0p-10f};
   // (log(1 + f) - f + f^2/2) / f^3 for sqrt(1/2) <= 1 + f <= sqrt(2)
   static constexpr float log1p[] = {0x1.555554p-2f, -0x1.000228p-2f, 0x1.99a010p-3f, -0x1.547200p-3f,
                                     0x1.22d912p-3f, -0x1.0d8706p-3f, 0x1.056446p-3f, -0x1.38c2a8p-4f};
@@ -51,10 +52,10 @@ struct Constants<double> {
                                    0x1.a01a01a9ea0c5p-16, 0x1.71de3a4a38274p-19, 0x1.27e4d41675022p-22,
                                    0x1.ae6470dd9a6ccp-26, 0x1.1f7f2f5fd728fp-29, 0x1.61584c4979286p-33};
   static constexpr double exp2_min = -1023.0;
-  static constexpr double exp2[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe7p-5,
-                                    0x1.3b2ab6fba00f4p-7,  0x1.5d87fe78cd849p-10, 0x1.4309130ee2dd3p-13,
-                                    0x1.ffcbfba91a86ep-17, 0x1.62bfc77ef8f6fp-20, 0x1.b5267d7ed9b01p-24,
-                                    0x1.e61b8b5e75be8p-28, 0x1.e79b30cb81823p-32};
+  static constexpr double exp2[] = {0x1.0000000000000p0,   0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,
+                                    0x1.c6b08d7049fe7p-5,  0x1.3b2ab6fba00f4p-7,  0x1.5d87fe78cd849p-10,
+                                    0x1.4309130ee2dd3p-13, 0x1.ffcbfba91a86ep-17, 0x1.62bfc77ef8f6fp-20,
+                                    0x1.b5267d7ed9b01p-24, 0x1.e61b8b5e75be8p-28, 0x1.e79b30cb81823p-32};
   static constexpr double log1p[] = {
       0x1.555555555556bp-2, -0x1.ffffffffffe7ap-3, 0x1.9999999994d5dp-3, -0x1.555555556b262p-3,
       0x1.2492492760a98p-3, -0x1.fffffff3a7dedp-4, 0x1.c71c702c7be3fp-4, -0x1.99999a9e81da5p-4,
@@ -147,18 +148,19 @@ FASTIB_INLINE Exp<V> exponential(V x) {
 }
 
 // 2^x for x <= 0, where it is a normal number, and 0 below. For sums of many: it is good to an ulp and a half, and made
-// of the fewest instructions; the final addition puts the power of two into the exponent.
+// of few instructions in short chains. The final addition puts the power of two into the exponent.
 template <class V>
 FASTIB_INLINE V exp2_of_negative(V x) {
   using S = Scalar<V>;
   using K = Constants<S>;
   constexpr int terms = int(sizeof(K::exp2) / sizeof(S));
-  x = x < K::exp2_min ? splat<V>(K::exp2_min) : x;  // a NaN compares false and passes through
+  static_assert(terms % 2 == 0);
+  x = at_least<V>(x, K::exp2_min);
   const V shifted = x + K::round;
-  const V rest = x - (shifted - K::round);
-  V p = splat<V>(K::exp2[terms - 1]);
-  for (int i = terms - 2; i >= 0; --i) p = fma<V>(p, rest, K::exp2[i]);
-  p = fma<V>(p, rest, S(1));
+  const V rest = x - (shifted - K::round), square = rest * rest;
+  const auto pair = [&](int i) { return fma<V>(rest, K::exp2[i + 1], K::exp2[i]); };
+  V p = pair(terms - 2);
+  for (int i = terms - 4; i >= 0; i -= 2) p = fma<V>(p, square, pair(i));
   return as_real<V>((as_int(shifted) << K::mantissa_bits) + as_int(p));
 }
 

@@ -5,6 +5,7 @@
 // in an order that depends on the shapes alone.
 
 constexpr int kRows = kVectorBytes == 64 ? 8 : 4;
+constexpr int64_t kDims = 8;          // dimensions whose exponents wait in a buffer for their exponentials
 constexpr int64_t kTilesPerSum = 64;  // sums in lanes of S are taken to a double after so many terms
 
 // What the pairs of a tile weigh: all the same; a row's own component otherwise than the others; each what is given.
@@ -177,19 +178,37 @@ FASTIB_INLINE Vec<S> joint_exponent(const Tile<S>& tile, Vec<S> squares, const P
   return t;
 }
 
-template <class S, Weights mode>
-static void add_tile(LaneSums<S>& sums, const Tile<S>& tile, const S* z, const PairWeights<S>* w) {
+// The exponents c - v^2 of dimensions [begin, end), and the sums of v^2 so far. They are a loop of their own because a
+// processor looks only so far ahead: with the exponentials in the same loop it finds too little to do at once.
+template <class S>
+FASTIB_INLINE void find_exponents(const Tile<S>& tile, const S* z, int64_t begin, int64_t end, Vec<S>* squares,
+                                  Vec<S>* exponents, Vec<S>* deviations = nullptr) {
   using V = Vec<S>;
-  V squares[kRows] = {};
-  for (int64_t d = 0; d < tile.dims; ++d) {
+  for (int64_t d = begin; d < end; ++d) {
     const V mu = load<V>(tile.mu(d)), precision = load<V>(tile.precision(d)), c = load<V>(tile.c(d));
     for (int r = 0; r < kRows; ++r) {
       const V v = scaled_deviation<V>(z[d * kRows + r], mu, precision);
       squares[r] = fma<V>(v, v, squares[r]);
-      const V density = exp2_of_negative<V>(fma<V>(-v, v, c));
-      V& sum = sums.marginals[d * kRows + r];
-      if constexpr (mode == Weights::equal) sum += density;
-      else sum = fma<V>(density, w->weight[r], sum);
+      exponents[(d - begin) * kRows + r] = fma<V>(-v, v, c);
+      if (deviations != nullptr) deviations[(d - begin) * kRows + r] = v;
+    }
+  }
+}
+
+template <class S, Weights mode>
+static void add_tile(LaneSums<S>& sums, const Tile<S>& tile, const S* z, const PairWeights<S>* w) {
+  using V = Vec<S>;
+  V squares[kRows] = {}, exponents[kDims * kRows];
+  for (int64_t begin = 0; begin < tile.dims; begin += kDims) {
+    const int64_t end = std::min(begin + kDims, tile.dims);
+    find_exponents(tile, z, begin, end, squares, exponents);
+    for (int64_t d = begin; d < end; ++d) {
+      for (int r = 0; r < kRows; ++r) {
+        const V density = exp2_of_negative<V>(exponents[(d - begin) * kRows + r]);
+        V& sum = sums.marginals[d * kRows + r];
+        if constexpr (mode == Weights::equal) sum += density;
+        else sum = fma<V>(density, w->weight[r], sum);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -351,15 +370,11 @@ static void backward_tile(const Tile<S>& tile, const S* z, const RowGradients<S>
                           const TileBuffers<S>& buffers, S* d_columns) {
   using V = Vec<S>;
   V joint[kRows] = {};
-  for (int64_t d = 0; d < tile.dims; ++d) {
-    const V mu = load<V>(tile.mu(d)), precision = load<V>(tile.precision(d)), c = load<V>(tile.c(d));
+  find_exponents(tile, z, 0, tile.dims, joint, buffers.densities, buffers.deviations);
+  for (int64_t k = 0; k < tile.dims * kRows; k += kRows) {
     for (int r = 0; r < kRows; ++r) {
-      const V v = scaled_deviation<V>(z[d * kRows + r], mu, precision);
-      joint[r] = fma<V>(v, v, joint[r]);
-      V density = exp2_of_negative<V>(fma<V>(-v, v, c));
-      if constexpr (mode != Weights::equal) density *= w->weight[r];
-      buffers.densities[d * kRows + r] = density;
-      buffers.deviations[d * kRows + r] = v;
+      const V density = exp2_of_negative<V>(buffers.densities[k + r]);
+      buffers.densities[k + r] = mode == Weights::equal ? density : density * w->weight[r];
     }
   }
   for (int r = 0; r < kRows; ++r) {

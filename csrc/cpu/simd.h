@@ -22,7 +22,7 @@ using Uint = Vec<std::conditional_t<sizeof(Scalar<V>) == 4, uint32_t, uint64_t>>
 
 template <class V>
 FASTIB_INLINE V splat(Scalar<V> x) {
-  return V{} + x;
+  return x - V{};  // x + 0 would be an instruction more, since it is not x where that is -0
 }
 
 template <class V>
@@ -152,6 +152,27 @@ FASTIB_INLINE V fma(V a, V b, Scalar<V> c) {
 template <class V>
 FASTIB_INLINE V fma(V a, Scalar<V> b, Scalar<V> c) {
   return fma<V>(a, splat<V>(b), splat<V>(c));
+}
+
+// The larger of x and a bound, and NaN where x is: an instruction for which GCC takes two.
+template <class V>
+FASTIB_INLINE V at_least(V x, Scalar<V> bound) {
+  const V b = splat<V>(bound);
+#ifdef __x86_64__
+  constexpr bool is_float = sizeof(Scalar<V>) == 4;
+#if FASTIB_VECTOR_BYTES == 16
+  if constexpr (is_float) return (V)_mm_max_ps((__m128)b, (__m128)x);
+  else return (V)_mm_max_pd((__m128d)b, (__m128d)x);
+#elif FASTIB_VECTOR_BYTES == 32
+  if constexpr (is_float) return (V)_mm256_max_ps((__m256)b, (__m256)x);
+  else return (V)_mm256_max_pd((__m256d)b, (__m256d)x);
+#else
+  if constexpr (is_float) return (V)_mm512_max_ps((__m512)b, (__m512)x);
+  else return (V)_mm512_max_pd((__m512d)b, (__m512d)x);
+#endif
+#else
+  return x < b ? b : x;
+#endif
 }
 
 // Whether any lane of a comparison's mask is set.
