@@ -26,6 +26,8 @@ Mixture::Mixture(const Tensor& z_, const Tensor& mu_, const Tensor& logvar_, con
   const double base = w_other >= kSmallestUnit * w_self ? w_other : w_self;
   own = w_self / base;
   other = w_other / base;
+  log2_own = std::log2(own);
+  log2_other = std::log2(other);
   log_base = std::log(base);
 }
 

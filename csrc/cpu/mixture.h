@@ -58,8 +58,8 @@ struct Mixture {
   Matrix z, mu, logvar;
 
   // The weights of a row's own component and of the others, relative to `base`. `other` is 1 but where it is so much
-  // the smaller one that only a weight for each pair will do.
-  double own, other, log_base;
+  // the smaller one that a sum of float can't hold both: then each pair is weighed by a logarithm.
+  double own, other, log2_own, log2_other, log_base;
   int64_t row_offset;
   Matrix log_weights;  // instead of both, where given: of float, or of double for double
 

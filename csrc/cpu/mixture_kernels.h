@@ -8,7 +8,7 @@ constexpr int kRows = kVectorBytes == 64 ? 8 : 4;
 constexpr int64_t kDims = 8;          // dimensions whose exponents wait in a buffer for their exponentials
 constexpr int64_t kTilesPerSum = 64;  // sums in lanes of S are taken to a double after so many terms
 
-// What the pairs of a tile weigh: all the same; a row's own component otherwise than the others; each what is given.
+// What the pairs of a tile weigh: all 1; a row's own component otherwise than the others; each what its logarithm says.
 enum class Weights { equal, own, given };
 
 template <class S>
@@ -47,29 +47,31 @@ static void find_shifts(const Mixture& m, int64_t chunk) {
 
 // A precision beyond this is taken for it: the density is 0 in S but at the mean itself, where no 0 * inf may arise.
 template <class S>
-constexpr S kLargestPrecision = sizeof(S) == 4 ? S(0x1p110f) : S(0x1p1000);
+constexpr double kLargestPrecision = sizeof(S) == 4 ? 0x1p110 : 0x1p1000;
 
 template <class T>
 static void pack(const Mixture& m, int64_t chunk) {
   using S = Compute<T>;
-  using V = Vec<S>;
+  using V = Vec<double>;  // the precision is squared and multiplied by large numbers: its last bit counts
   constexpr int lanes = kLanes<S>;
   const int64_t begin = chunk * kComponentsPerChunk, end = std::min(begin + kComponentsPerChunk, m.components);
   for (int64_t first = begin; first < end; first += lanes) {
     S* out = m.packed.as<S>() + first / lanes * (3 * m.dims + 1) * lanes;
     double joint[lanes] = {};
     for (int64_t d = 0; d < m.dims; ++d, out += 3 * lanes) {
-      S logvar[lanes];
+      double half[lanes];
       for (int lane = 0; lane < lanes; ++lane) {
         const int64_t j = std::min(first + lane, m.components - 1);  // beyond the last it is repeated, without weight
-        logvar[lane] = S(m.logvar.at<T>(j, d));
-        const double c = -0.5 * kLog2E * double(logvar[lane]);
+        half[lane] = -0.5 * double(S(m.logvar.at<T>(j, d)));
+        const double c = kLog2E * half[lane];
         joint[lane] += c;
         out[lane] = S(m.mu.at<T>(j, d));
         out[2 * lanes + lane] = first + lane < m.components ? S(c - m.shift[size_t(d)]) : -S(INFINITY);
       }
-      const V precision = exponential<V>(load<V>(logvar) * S(-0.5)).value * S(0x1.b2da4e9808a53p-1);
-      store(out + lanes, precision > kLargestPrecision<S> ? splat<V>(kLargestPrecision<S>) : precision);
+      for (int lane = 0; lane < lanes; lane += kLanes<double>)
+        store(half + lane, exponential<V>(load<V>(half + lane)).value * 0x1.b2da4e9808a53p-1);
+      for (int lane = 0; lane < lanes; ++lane)
+        out[lanes + lane] = half[lane] > kLargestPrecision<S> ? S(kLargestPrecision<S>) : S(half[lane]);
     }
     for (int lane = 0; lane < lanes; ++lane) out[lane] = first + lane < m.components ? S(joint[lane]) : -S(INFINITY);
   }
@@ -117,7 +119,7 @@ FASTIB_INLINE Vec<S> log2_weights(const Mixture& m, int64_t row, int64_t tile, d
   for (int lane = 0; lane < lanes; ++lane) {
     if (first + lane >= m.components) values[lane] = -S(INFINITY);
     else if (m.log_weights) values[lane] = S(double(m.log_weights.at<S>(row, first + lane)) * kLog2E - largest);
-    else values[lane] = S(std::log2(first + lane == row + m.row_offset ? m.own : m.other));
+    else values[lane] = S(first + lane == row + m.row_offset ? m.log2_own : m.log2_other);
   }
   return load<Vec<S>>(values);
 }
@@ -133,7 +135,7 @@ static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64
       w.weight[r] = exp2_of_negative<V>(w.log2_weight[r]);
     } else {
       const int64_t lane = row + m.row_offset - tile * kLanes<S>;
-      w.weight[r] = splat<V>(S(m.other));
+      w.weight[r] = splat<V>(S(1));
       if (lane >= 0 && lane < kLanes<S>) w.weight[r][lane] = S(m.own);
     }
   }
@@ -141,11 +143,11 @@ static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64
 
 template <class S>
 FASTIB_INLINE Weights mode_of(const Mixture& m, const Points<S>& p, int64_t tile) {
-  if (m.log_weights) return Weights::given;
+  if (m.log_weights || m.other != 1) return Weights::given;
   if (m.own == m.other) return Weights::equal;
   const int64_t first_own = p.first + m.row_offset, last_own = first_own + p.count - 1;
   const bool has_own = tile >= first_own / kLanes<S> && tile <= last_own / kLanes<S>;
-  return has_own || m.other != 1 ? Weights::own : Weights::equal;
+  return has_own ? Weights::own : Weights::equal;
 }
 
 // Forward.
@@ -262,7 +264,7 @@ static void add_tiles(const Mixture& m, const Points<S>& p, const double* larges
 // Where a marginal underflows relative to its shift: a point that no component is near. Summed with its own maximum,
 // in two passes. `act` is called with each tile's terms after the sum is known.
 template <class S>
-constexpr double kFarSum = sizeof(S) == 4 ? 0x1p-100 : 0x1p-900;
+constexpr double kFarSum = sizeof(S) == 4 ? 0x1p-60 : 0x1p-900;
 
 template <class S>
 FASTIB_INLINE Vec<S> far_exponent(const Mixture& m, int64_t row, int64_t d, S z, int64_t i, double largest) {
