@@ -18,35 +18,41 @@ from torch.autograd import Function
 from fastib import reference
 from fastib._arguments import Reduction, accumulate_dtype
 
-_Backward = TypeVar("_Backward", bound=Callable[..., Any])
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
 
 class _NoSecondDerivative(Function):
-    """The identity, whose derivative raises."""
+    """The identity of the first `count` tensors, as a function of them all, whose derivative raises."""
 
     @staticmethod
-    def forward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(grad.view_as(grad) for grad in grads)
+    def forward(ctx: Any, count: int, *tensors: Any) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError("fastib's gradients are once differentiable: second derivatives are not offered")
 
 
-def _once_differentiable(backward: _Backward) -> _Backward:
-    """Makes a second derivative raise, also where only the inputs, and not the incoming gradients, require one."""
+def _once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives `backward(ctx, saved, *grads)` its saved tensors, and makes a second derivative raise.
+
+    The guard is a function of all that the gradients depend on, so it lies on every path from them to an input. An
+    incoming gradient that is handed on as it came needs none.
+    """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grads: Tensor | None) -> Any:
+        saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
         if not torch.is_grad_enabled():  # no graph of the gradients is asked for: the usual case
-            return backward(ctx, *grads)
+            return backward(ctx, saved, *grads)
         with torch.no_grad():
-            results = backward(ctx, *grads)
-        guarded = iter(_NoSecondDerivative.apply(*(t.detach().requires_grad_() for t in results if t is not None)))
-        return tuple(None if t is None else next(guarded) for t in results)
+            results = backward(ctx, saved, *grads)
+        bare = [t for t in results if t is not None and not any(t is grad for grad in grads)]
+        guarded = _NoSecondDerivative.apply(len(bare), *bare, *saved, *grads) if bare else ()
+        guard_of = dict(zip(map(id, bare), guarded, strict=True))
+        return tuple(guard_of.get(id(t), t) for t in results)
 
-    return cast(_Backward, wrapper)
+    return wrapper
 
 
 _library = torch.library.Library("fastib", "DEF")
@@ -99,8 +105,8 @@ class Reparameterize(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
-        logvar, noise, rng = ctx.saved_tensors
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad_z: Tensor) -> tuple[Tensor | None, ...]:
+        logvar, noise, rng = saved
         d_logvar = None
         if ctx.needs_input_grad[1]:
             d_logvar = reparameterize_backward(grad_z, logvar, noise, rng)
@@ -154,8 +160,8 @@ class GaussianKL(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mu, logvar, prior_mu, prior_logvar = ctx.saved_tensors
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        mu, logvar, prior_mu, prior_logvar = saved
         prior_needs_grad = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         grads = gaussian_kl_backward(
             grad, mu, logvar, prior_mu, prior_logvar, ctx.reduction, ctx.scale, prior_needs_grad
@@ -210,10 +216,12 @@ class ReparameterizeWithKL(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, saved: tuple[Tensor, ...], grad_z: Tensor | None, grad_kl: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if grad_z is None and grad_kl is None:
             return (None,) * 6
-        mu, logvar, noise, rng = ctx.saved_tensors
+        mu, logvar, noise, rng = saved
         d_mu, d_logvar = reparameterize_with_kl_backward(
             grad_z, grad_kl, mu, logvar, noise, rng, ctx.reduction, ctx.scale
         )
@@ -235,8 +243,7 @@ class LogVariancePenalty(Function):
         return log_variance_penalty(logvar, reduction, scale)
 
     @staticmethod
-    @_once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # linear: autograd differentiates it again
         grad = (grad * (-0.5 * ctx.scale)).to(ctx.dtype)
         if ctx.reduction == Reduction.SAMPLE and ctx.shape:
             grad = grad.unsqueeze(-1)
@@ -284,13 +291,14 @@ class InformationDropout(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+    def backward(
+        ctx: Any, saved: tuple[Tensor, ...], grad_z: Tensor | None, grad_kl: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         nothing = (None,) * (1 + len(ctx.options))
         if grad_z is None and grad_kl is None:
             return None, None, None, None, None, *nothing
-        d_x, d_log_std, d_mean, d_prior_log_std = information_dropout_backward(grad_z, grad_kl, *tensors, *ctx.options)
-        x, log_std, prior_mean, prior_log_std, noise, _ = tensors
+        d_x, d_log_std, d_mean, d_prior_log_std = information_dropout_backward(grad_z, grad_kl, *saved, *ctx.options)
+        x, log_std, prior_mean, prior_log_std, noise, _ = saved
         d_noise = None
         if ctx.needs_input_grad[4] and grad_z is not None:
             d_noise = reference.dropout_noise_grad(grad_z, x, log_std, noise, mean_one=ctx.options[2])
