@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 _LOW = 0xFFFFFFFF
+_END = 2**63 - 1
 
 
 def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
     """The rng of one call: the one given, or one drawn from `generator` or torch's own; None where noise is given."""
     if noise is None and rng is None and generator is None:
-        return torch.empty(2, dtype=torch.int64, device=like.device).random_()
+        return torch.randint(_END, (2,), device=like.device)  # what torch.compile traces; random_ it does not
     given = [name for name, value in (("noise", noise), ("rng", rng), ("generator", generator)) if value is not None]
     if len(given) > 1:
         raise ValueError(f"{given[1]} must be None where {given[0]} is given")
@@ -31,7 +32,7 @@ def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != like.device.type:
         raise ValueError(f"generator must be on the device of the inputs, {like.device}, got {generator.device}")
-    return torch.empty(2, dtype=torch.int64, device=like.device).random_(generator=generator)
+    return torch.randint(_END, (2,), device=like.device, generator=generator)
 
 
 def _check_rng(rng: Any, like: Tensor) -> Tensor:

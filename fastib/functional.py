@@ -12,7 +12,7 @@ Noise. A stochastic function takes at most one of `noise` (the noise itself, sha
 only if it requires one), `generator` (a `torch.Generator`), and `rng` (an int64 tensor [2], seed and offset, that fixes
 the noise). With none of them the seed comes from PyTorch's own generator, so `torch.manual_seed` governs it. The noise
 is a pure function of the seed and of the logical index of the element: it does not depend on strides, threads or
-device. The backward pass draws it again instead of storing it.
+device. The backward pass draws it again instead of storing it. Under torch.compile, dynamo refuses `generator`.
 
 Results of compiled kernels are the same bits on every run and for every number of threads. Non-finite inputs propagate
 as in the plain expression. Wrong arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError

@@ -187,6 +187,30 @@ def test_compiles_whole_and_gives_the_same_bits(reduction: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_noise(backend: str) -> None:
+    """Drawn by default: new in each call, repeated after torch.manual_seed, and the backward sees the forward's."""
+    torch.use_deterministic_algorithms(False)
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def f(zero: torch.Tensor, logvar: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        z, _ = fastib.reparameterize_with_kl(zero, logvar)
+        y, _ = fastib.information_dropout(zero + 1, logvar)
+        return fastib.reparameterize(zero, logvar), z, y
+
+    zero, logvar = torch.zeros(50, 3), torch.zeros(50, 3, requires_grad=True)
+    torch.manual_seed(3)
+    first, second = f(zero, logvar), f(zero, logvar)
+    torch.manual_seed(3)
+    repeated = f(zero, logvar)
+    assert all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+    for out, expected in zip(first, (first[0] / 2, first[1] / 2, first[2] * first[2].log()), strict=True):
+        (grad,) = torch.autograd.grad(out.sum(), logvar, retain_graph=True)
+        torch.testing.assert_close(grad, expected.detach())
+
+
 SELECTION = "(vae or chunk or transposed or non_finite or extreme-torch or check or known or bits_of) and not float16"
 
 
