@@ -165,6 +165,21 @@ def test_dead_units_do_not_reach_the_gradient_of_z(kernels: str) -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(z.sum(), (x, log_std)))
 
 
+@pytest.mark.parametrize("prior", ["log_uniform", "log_normal"])
+@pytest.mark.parametrize("mean_one", [False, True])
+def test_noise_that_overflows_does_not_reach_the_gradient_of_the_kl(kernels: str, prior: str, mean_one: bool) -> None:
+    leaves = [t.requires_grad_() for t in (torch.full((2, 9), 0.5), torch.full((2, 9), 5.0))]
+    options = {"prior": prior, "mean_one": mean_one, "noise": torch.full((2, 9), torch.inf)}
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    _, kl = fastib.information_dropout(*leaves, **options)
+    _, oracle = reference.information_dropout(*doubles, **{**options, "noise": torch.zeros(2, 9).double()})
+    ours, theirs = (
+        torch.autograd.grad(out, inputs, materialize_grads=True) for out, inputs in ((kl, leaves), (oracle, doubles))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+
+
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> None:
     x, log_std, grad = torch.rand(301, 777), torch.randn(301, 777), torch.randn(301, 777)
     prior = torch.tensor(0.1), torch.tensor(-0.2)

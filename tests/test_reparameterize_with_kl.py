@@ -111,6 +111,13 @@ def test_opcheck(kind: int) -> None:
             torch.library.opcheck(_ops.reparameterize_with_kl_backward, (*grads, mu, logvar, noise, rng, kind, 0.5))
 
 
+def test_the_kl_alone_has_no_noise_in_its_gradient(kernels: str) -> None:
+    mu, logvar = torch.ones(2, 9, requires_grad=True), torch.ones(2, 9, requires_grad=True)
+    _, kl = fastib.reparameterize_with_kl(mu, logvar, noise=torch.full((2, 9), torch.inf), reduction="sum")
+    (grad,) = torch.autograd.grad(kl, logvar)
+    torch.testing.assert_close(grad, torch.expm1(logvar.detach()) / 2)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, dtype: torch.dtype) -> None:
     mu, logvar, grad = (torch.randn(301, 777).to(dtype) for _ in range(3))

@@ -34,18 +34,11 @@ FASTIB_INLINE KlBetween<V> kl_between(V mu, V logvar, V prior_mu, V prior_logvar
           S(-0.5) * (ratio.minus_1 + square)};
 }
 
-// Information Dropout (Achille & Soatto 2018): z = x eps, log eps = std n - shift std^2 / 2, std = e^log_std.
+// eps of Information Dropout (Achille & Soatto 2018): z = x eps, log eps = std n - shift std^2 / 2, std = e^log_std.
 // shift is 1 where the noise has mean one, else 0.
 template <class V>
-struct DropoutNoise {
-  V std, exponent, eps;
-};
-
-template <class V>
-FASTIB_INLINE DropoutNoise<V> dropout_noise(V log_std, V normal, Scalar<V> shift) {
-  const V std = exponential<V>(log_std).value;
-  const V exponent = fma<V>(std, normal, Scalar<V>(-0.5) * shift * (std * std));
-  return {std, exponent, exponential<V>(exponent).value};
+FASTIB_INLINE V dropout_noise(V std, V normal, Scalar<V> shift) {
+  return exponential<V>(fma<V>(std, normal, Scalar<V>(-0.5) * shift * (std * std))).value;
 }
 
 // KL of logN(log x - shift std^2 / 2, std^2) to the prior logN(prior_mean, e^(2 prior_log_std)).

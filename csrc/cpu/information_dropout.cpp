@@ -130,12 +130,11 @@ static void forward(const InformationDropoutArguments& a, int64_t chunk) {
     T* z = target<T>(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V x = load<V>(xs + i), log_std = load<V>(log_stds + i);
-      const DropoutNoise<V> d = dropout_noise<V>(log_std, load<V>(noise + i), S(o.shift));
-      store(z + i, x * d.eps);
+      const V std = exponential<V>(log_std).value;
+      store(z + i, x * dropout_noise<V>(std, load<V>(noise + i), S(o.shift)));
       V loss;
       if (o.log_normal)
-        loss =
-            dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift)).kl;
+        loss = dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift)).kl;
       else loss = o.mask_zero ? (x > S(0) ? -log_std : V{}) : -log_std;
       store(kl + i, loss);
     }
@@ -159,20 +158,23 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
     const S* grad_kl = read<S>(a.grad_kl, begin, n, grad_kl_buffer);
     const T* xs = read<T>(a.x, begin, n, x_buffer);
     const T* log_stds = read<T>(a.log_std, begin, n, log_std_buffer);
-    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    const S* noise = a.grad_z ? noise_block<T>(a.noise, a.rng, begin, n, noise_buffer) : nullptr;
     T* d_x = target<T>(a.d_x, begin, n, d_x_buffer);
     T* d_log_std = target<T>(a.d_log_std, begin, n, d_log_std_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
-      const V x = load<V>(xs + i), log_std = load<V>(log_stds + i), normal = load<V>(noise + i);
-      const DropoutNoise<V> d = dropout_noise<V>(log_std, normal, S(o.shift));
-      const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
-      V by_x = gz * d.eps;
-      V by_log_std = by_x * x * fma<V>(d.std, normal, -S(o.shift) * (d.std * d.std));
+      const V x = load<V>(xs + i), log_std = load<V>(log_stds + i), std = exponential<V>(log_std).value;
+      const V gk = load<V>(grad_kl + i) * S(a.scale);
+      V by_x{}, by_log_std{};
+      if (a.grad_z) {  // where the KL alone is used, the noise may overflow
+        const V normal = load<V>(noise + i);
+        by_x = load<V>(grad_z + i) * dropout_noise<V>(std, normal, S(o.shift));
+        by_log_std = by_x * x * fma<V>(std, normal, -S(o.shift) * (std * std));
+      }
       if (!a.grad_kl) {
         // Only z is used: log x and its derivatives may be infinite.
       } else if (o.log_normal) {
         const DropoutKl<V> k =
-            dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift));
+            dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift));
         by_x = fma<V>(gk, k.d_x, by_x);
         by_log_std = fma<V>(gk, k.d_log_std, by_log_std);
         store(mean_terms + i, gk * k.d_prior_mean);

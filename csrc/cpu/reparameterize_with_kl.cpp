@@ -90,14 +90,15 @@ static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chu
     const S* grad_kl = read<S>(a.grad_kl, begin, n, grad_kl_buffer);
     const T* mu = read<T>(a.mu, begin, n, mu_buffer);
     const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
-    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    const S* noise = a.grad_z ? noise_block<T>(a.noise, a.rng, begin, n, noise_buffer) : nullptr;
     T* d_mu = target<T>(a.d_mu, begin, n, d_mu_buffer);
     T* d_logvar = target<T>(a.d_logvar, begin, n, d_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
       const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
       store(d_mu + i, fma<V>(gk, load<V>(mu + i), gz));
-      V by_logvar = gz * (half.value * load<V>(noise + i));
+      V by_logvar{};
+      if (a.grad_z) by_logvar = gz * (half.value * load<V>(noise + i));  // the KL alone has no noise
       if (a.grad_kl)
         by_logvar = fma<V>(gk, expm1_logvar<V>(half), by_logvar);  // where z alone is used, e^logvar may overflow
       store(d_logvar + i, S(0.5) * by_logvar);
