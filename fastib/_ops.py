@@ -2,7 +2,7 @@
 
 Kernels register their implementation under these schemas: C++ ones when fastib._C is loaded, the plain-PyTorch
 `reference.KERNELS` beneath them. Only this file calls torch.ops.fastib. `reduction` is a `Reduction`, and `scale`
-multiplies what it gives; noise comes from `noise`, or else from `rng`.
+multiplies what it gives; a `floor` above 0 holds for each element before that. Noise comes from `noise`, or else from `rng`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Reparameterize(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, saved: tuple[Tensor, ...], grad_z: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: tuple[Any, ...], grad_z: Tensor) -> tuple[Tensor | None, ...]:
         logvar, noise, rng = saved
         d_logvar = None
         if ctx.needs_input_grad[1]:
@@ -114,18 +114,24 @@ class Reparameterize(Function):
         return grad_z, d_logvar, d_noise, None
 
 
-_PRIORS = "Tensor? prior_mu, Tensor? prior_logvar"
+_DISTRIBUTIONS = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 
 
-@_operator(f"gaussian_kl(Tensor mu, Tensor logvar, {_PRIORS}, int reduction, float scale) -> Tensor")
+@_operator(f"gaussian_kl({_DISTRIBUTIONS}, int reduction, float scale, float floor) -> Tensor")
 def gaussian_kl(
-    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, reduction: int, scale: float
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    reduction: int,
+    scale: float,
+    floor: float,
 ) -> Tensor:
     return _reduced(mu, reduction)
 
 
 @_operator(
-    f"gaussian_kl_backward(Tensor grad, Tensor mu, Tensor logvar, {_PRIORS}, int reduction, float scale, "
+    f"gaussian_kl_backward(Tensor grad, {_DISTRIBUTIONS}, int reduction, float scale, float floor, "
     "bool prior_needs_grad) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def gaussian_kl_backward(
@@ -136,6 +142,7 @@ def gaussian_kl_backward(
     prior_logvar: Tensor | None,
     reduction: int,
     scale: float,
+    floor: float,
     prior_needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     unneeded = mu.new_empty(0), mu.new_empty(0)
@@ -146,27 +153,20 @@ def gaussian_kl_backward(
 class GaussianKL(Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        mu: Tensor,
-        logvar: Tensor,
-        prior_mu: Tensor | None,
-        prior_logvar: Tensor | None,
-        reduction: int,
-        scale: float,
+        ctx: Any, mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, *options: Any
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
-        ctx.reduction, ctx.scale = reduction, scale
-        return gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction, scale)
+        ctx.options = options
+        return gaussian_kl(mu, logvar, prior_mu, prior_logvar, *options)
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
-        mu, logvar, prior_mu, prior_logvar = saved
+    def backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
         prior_needs_grad = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        grads = gaussian_kl_backward(
-            grad, mu, logvar, prior_mu, prior_logvar, ctx.reduction, ctx.scale, prior_needs_grad
-        )
-        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None, None
+        mu, logvar, prior_mu, prior_logvar = saved
+        grads = gaussian_kl_backward(grad, mu, logvar, prior_mu, prior_logvar, *ctx.options, prior_needs_grad)
+        nothing = (None,) * len(ctx.options)
+        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), *nothing
 
 
 _NOISE = "Tensor? noise, Tensor? rng"
@@ -217,7 +217,7 @@ class ReparameterizeWithKL(Function):
     @staticmethod
     @_once_differentiable
     def backward(
-        ctx: Any, saved: tuple[Tensor, ...], grad_z: Tensor | None, grad_kl: Tensor | None
+        ctx: Any, saved: tuple[Any, ...], grad_z: Tensor | None, grad_kl: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         if grad_z is None and grad_kl is None:
             return (None,) * 6
@@ -292,7 +292,7 @@ class InformationDropout(Function):
     @staticmethod
     @_once_differentiable
     def backward(
-        ctx: Any, saved: tuple[Tensor, ...], grad_z: Tensor | None, grad_kl: Tensor | None
+        ctx: Any, saved: tuple[Any, ...], grad_z: Tensor | None, grad_kl: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         nothing = (None,) * (1 + len(ctx.options))
         if grad_z is None and grad_kl is None:

@@ -124,24 +124,14 @@ def gaussian_kl(
         prior_mu = _arguments.broadcast("prior_mu", zero if prior_mu is None else prior_mu, "mu", mu)
         prior_logvar = _arguments.broadcast("prior_logvar", zero if prior_logvar is None else prior_logvar, "mu", mu)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction)
-    distributions = mu, logvar, prior_mu, prior_logvar
     kl: Tensor
-    if free_bits == 0:
-        kl = _ops.GaussianKL.apply(*distributions, kind, scale)
+    if free_bits == 0 or free_bits_per == "element":
+        kl = _ops.GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, kind, scale, free_bits)
         return kl
-    if free_bits_per == "element":
-        kl = _ops.GaussianKL.apply(*distributions, Reduction.NONE, 1.0)
-        return _reduce_elements(kl.clamp(min=free_bits), kind, scale)
     batch = _arguments.batch_size(mu.shape)
     over = Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM
-    kl = _ops.GaussianKL.apply(*distributions, over, 1 / max(batch, 1))
+    kl = _ops.GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, over, 1 / max(batch, 1), 0.0)
     return kl.clamp(min=free_bits).sum() * (scale * batch)
-
-
-def _reduce_elements(kl: Tensor, kind: int, scale: float) -> Tensor:
-    if kind == Reduction.NONE:
-        return kl
-    return kl.sum(-1) if kind == Reduction.SAMPLE and kl.dim() > 0 else kl.sum() * scale
 
 
 def reparameterize_with_kl(

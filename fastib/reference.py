@@ -189,9 +189,17 @@ def _reparameterize_backward(grad_z: Tensor, logvar: Tensor, noise: Tensor | Non
 
 
 def _gaussian_kl_kernel(
-    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, reduction: int, scale: float
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    reduction: int,
+    scale: float,
+    floor: float,
 ) -> Tensor:
     kl = _kl_elements(mu, logvar, prior_mu, prior_logvar)
+    if floor > 0:
+        kl = kl.clamp(min=floor)
     return (
         _dense(kl, torch.empty_like(mu, dtype=kl.dtype))
         if reduction == Reduction.NONE
@@ -207,10 +215,13 @@ def _gaussian_kl_backward(
     prior_logvar: Tensor | None,
     reduction: int,
     scale: float,
+    floor: float,
     prior_needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m, lv = _accumulate(mu, logvar)
     g = _spread(grad, m, reduction, scale)
+    if floor > 0:
+        g = torch.where(_kl_elements(mu, logvar, prior_mu, prior_logvar) >= floor, g, 0.0)
     if prior_mu is None or prior_logvar is None:
         return _dense(g * m, mu), _dense(g * (torch.expm1(lv) / 2), logvar), mu.new_empty(0), mu.new_empty(0)
     p, pl = _accumulate(prior_mu, prior_logvar)
@@ -224,7 +235,7 @@ def _gaussian_kl_backward(
 def _reparameterize_with_kl_kernel(
     mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None, reduction: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    kl = _gaussian_kl_kernel(mu, logvar, None, None, reduction, scale)
+    kl = _gaussian_kl_kernel(mu, logvar, None, None, reduction, scale, 0.0)
     return _reparameterize_kernel(mu, logvar, noise, rng), kl
 
 

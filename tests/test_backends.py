@@ -92,7 +92,7 @@ def test_other_devices_are_served_by_the_reference() -> None:
 def test_operators_are_not_for_calling_with_gradients() -> None:
     """Gradients live in the autograd.Functions; the bare operator returns what has none."""
     mu = torch.zeros(2, 2, requires_grad=True)
-    assert not _ops.gaussian_kl(mu, mu, None, None, 2, 1.0).requires_grad
+    assert not _ops.gaussian_kl(mu, mu, None, None, 2, 1.0, 0.0).requires_grad
     assert fastib.gaussian_kl(mu, mu).requires_grad
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from cases import CASES, DTYPES, LAYOUTS, VALUES, Make
@@ -25,7 +28,7 @@ def _assert_gradients(kl: torch.Tensor, plain: torch.Tensor, inputs: list[torch.
     grad = torch.randn(kl.shape, dtype=kl.dtype)
     ours, theirs = (torch.autograd.grad(out, inputs, grad) for out in (kl, plain))
     doubles = [t.detach().double() for t in (grad, *inputs)] + [None] * (4 - len(inputs))
-    options = *_arguments.reduction_of(reduction, inputs[0].shape), len(inputs) == 4
+    options = *_arguments.reduction_of(reduction, inputs[0].shape), 0.0, len(inputs) == 4
     oracle = reference.KERNELS["gaussian_kl_backward"](*doubles, *options)
     scales = [None] * 4
     if len(inputs) == 4:
@@ -175,11 +178,11 @@ def test_gradcheck(kernels: str, reduction: str) -> None:
 @pytest.mark.parametrize("kind", range(4))
 def test_opcheck(kind: int) -> None:
     mu, logvar, prior_mu, prior_logvar = (torch.randn(5, 6) for _ in range(4))
-    for priors in ((None, None), (prior_mu, prior_logvar)):
-        torch.library.opcheck(_ops.gaussian_kl, (mu, logvar, *priors, kind, 0.5))
-        grad = _ops.gaussian_kl(mu, logvar, *priors, kind, 0.5)
+    for priors, floor in itertools.product(((None, None), (prior_mu, prior_logvar)), (0.0, 0.7)):
+        torch.library.opcheck(_ops.gaussian_kl, (mu, logvar, *priors, kind, 0.5, floor))
+        grad = _ops.gaussian_kl(mu, logvar, *priors, kind, 0.5, floor)
         for needed in (False, True) if priors[0] is not None else (False,):
-            torch.library.opcheck(_ops.gaussian_kl_backward, (grad, mu, logvar, *priors, kind, 0.5, needed))
+            torch.library.opcheck(_ops.gaussian_kl_backward, (grad, mu, logvar, *priors, kind, 0.5, floor, needed))
 
 
 @pytest.mark.parametrize("reduction", BATCH_REDUCTIONS)
@@ -204,7 +207,7 @@ def test_free_bits_of_the_batch(kernels: str, shape: tuple[int, ...], per: str, 
 
 def test_column_sums_of_no_rows(kernels: str) -> None:
     empty = torch.zeros(0, 5)
-    assert torch.equal(_ops.gaussian_kl(empty, empty, None, None, Reduction.BATCH, 1.0), torch.zeros(5))
+    assert torch.equal(_ops.gaussian_kl(empty, empty, None, None, Reduction.BATCH, 1.0, 0.0), torch.zeros(5))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -223,6 +226,44 @@ def test_free_bits_of_each_element(reduction: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("make", CASES)
+def test_floor_of_each_element_is_a_clamp(kernels: str, make: Make, prior: bool, dtype: torch.dtype) -> None:
+    """Every bit of the clamped elements and of their gradient, NaN and elements exactly at the floor included."""
+    inputs = [t.requires_grad_() for t in (*make(dtype), *(make(dtype) if prior else ()))]
+    elements = fastib.gaussian_kl(*inputs, reduction="none")
+    floor = elements.detach().nanmedian().item() if elements.numel() else 1.0
+    if not 0 < floor < math.inf:
+        floor = 0.5
+    ours = fastib.gaussian_kl(*inputs, reduction="none", free_bits=floor, free_bits_per="element")
+    clamped = elements.clamp(min=floor)
+    assert torch.equal(ours.nan_to_num(nan=-1.0), clamped.nan_to_num(nan=-1.0))
+    grad = torch.randn(ours.shape, dtype=ours.dtype)
+    for a, b in zip(*(torch.autograd.grad(t, inputs, grad) for t in (ours, clamped)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_floor_of_each_element_has_the_same_bits_for_any_number_of_threads(threads: None, reduction: str) -> None:
+    mu, logvar = (torch.randn(3001, 77, requires_grad=True) for _ in range(2))
+
+    def run() -> Tensors:
+        kl = fastib.gaussian_kl(mu, logvar, reduction=reduction, free_bits=0.4, free_bits_per="element")
+        return kl, *torch.autograd.grad(kl, (mu, logvar), torch.ones_like(kl))
+
+    assert_same_bits_for_threads(run)
+
+
+def test_floor_of_each_element_takes_no_memory() -> None:
+    mu, logvar = torch.randn(1024, 512, requires_grad=True), torch.randn(1024, 512, requires_grad=True)
+    torch.use_deterministic_algorithms(False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fastib.gaussian_kl(mu, logvar, free_bits=0.4, free_bits_per="element").backward()
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert allocated < 2 * mu.numel() * mu.element_size() + 4096
+
+
 def test_no_gradient_below_the_floor() -> None:
     mu, logvar = torch.zeros(4, 2, requires_grad=True), torch.full((4, 2), 0.1, requires_grad=True)
     with torch.no_grad():
@@ -237,7 +278,7 @@ def test_no_gradient_below_the_floor() -> None:
 @pytest.mark.parametrize("kind", range(4))
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, kind: int) -> None:
     mu, logvar = torch.randn(3001, 77), torch.randn(3001, 77)
-    assert_same_bits_for_threads(lambda: (_ops.gaussian_kl(mu, logvar, None, None, kind, 0.3),))
+    assert_same_bits_for_threads(lambda: (_ops.gaussian_kl(mu, logvar, None, None, kind, 0.3, 0.0),))
 
 
 def test_more_than_two_to_the_31_elements() -> None:
