@@ -6,11 +6,13 @@ Everything is checked before anything runs, and an error names the argument and 
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
+LARGEST = sys.float_info.max
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -99,7 +101,8 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value >= minimum):
+    # By comparison: math.isfinite refuses huge ints, and torch.compile its symbolic numbers.
+    if not (-LARGEST <= value <= LARGEST and value >= minimum):
         bound = "" if minimum == -math.inf else f" of at least {minimum:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
 

@@ -125,6 +125,7 @@ def test_priors_of_the_kl() -> None:
         ({"free_bits": -0.1}, ValueError, "free_bits must be a finite number of at least 0, got -0.1"),
         ({"free_bits": float("nan")}, ValueError, "free_bits must be a finite number .*got nan"),
         ({"free_bits": float("inf")}, ValueError, "free_bits must be a finite number .*got inf"),
+        ({"free_bits": 10**400}, ValueError, "free_bits must be a finite number .*got 1000"),
         ({"free_bits": "0.1"}, TypeError, "free_bits must be a number, got str"),
         ({"free_bits": True}, TypeError, "free_bits must be a number, got bool"),
         ({"free_bits_per": "batch"}, ValueError, "free_bits_per must be one of .*got 'batch'"),

@@ -187,6 +187,21 @@ def test_compiles_whole_and_gives_the_same_bits(reduction: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_compiles_with_numbers_that_vary() -> None:
+    """Dynamo makes them symbolic, and so their checks."""
+    torch.use_deterministic_algorithms(False)
+
+    def f(mu: torch.Tensor, logvar: torch.Tensor, free_bits: float, beta: float) -> torch.Tensor:
+        kl = fastib.gaussian_kl(mu, logvar, free_bits=free_bits)
+        element = fastib.gaussian_kl(mu, logvar, free_bits=free_bits, free_bits_per="element")
+        return kl + element + fastib.losses.BetaVAELoss(beta)(mu, mu.sigmoid(), mu, logvar).loss
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size, number in ((5, 0.25), (6, 0.5), (7, 0.75)):
+        inputs = [torch.randn(8, size) for _ in range(2)]
+        torch.testing.assert_close(compiled(*inputs, number, number), f(*inputs, number, number))
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_noise(backend: str) -> None:
     """Drawn by default: new in each call, repeated after torch.manual_seed, and the backward sees the forward's."""
