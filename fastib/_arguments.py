@@ -66,17 +66,15 @@ def check_noisy(name: str, x: Any, other_name: str, other: Any, noise: Any) -> N
         check_like("noise", noise, name, x)
 
 
-def broadcast(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
-    """`value` expanded to the shape of `other`, whose dtype and device it must have."""
+def check_broadcast(name: str, value: Any, other_name: str, other: Tensor) -> None:
+    """Raises unless `value` broadcasts to the shape of `other`, whose dtype and device it must have."""
     check_floating(name, value)
-    assert isinstance(value, Tensor)
     check_dtype_and_device(name, value, other_name, other)
-    try:
-        return value.expand(other.shape)
-    except RuntimeError:
+    pairs = zip(value.shape[::-1], other.shape[::-1], strict=False)
+    if value.dim() > other.dim() or not all(size == 1 or size == whole for size, whole in pairs):
         raise ValueError(
             f"{name} must broadcast to the shape of {other_name}, {tuple(other.shape)}, got {tuple(value.shape)}"
-        ) from None
+        )
 
 
 def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:

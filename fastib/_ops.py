@@ -2,13 +2,14 @@
 
 Kernels register their implementation under these schemas: C++ ones when fastib._C is loaded, the plain-PyTorch
 `reference.KERNELS` beneath them. Only this file calls torch.ops.fastib. `reduction` is a `Reduction`, and `scale`
-multiplies what it gives; a `floor` above 0 holds for each element before that. Noise comes from `noise`, or else from `rng`.
+multiplies what it gives; a `floor` above 0 holds for each element before that. Noise comes from `noise`, or else from
+`rng`. `wanted` has bit i set where gradient i is wanted; the others are empty tensors.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -130,9 +131,17 @@ def gaussian_kl(
     return _reduced(mu, reduction)
 
 
+def _gradients(wanted: int, *like: Tensor | None) -> tuple[Tensor, ...]:
+    """The fakes of gradients like those of `like` that are wanted."""
+    return tuple(
+        torch.empty_like(cast(Tensor, t)) if wanted >> i & 1 else cast(Tensor, like[0]).new_empty(0)
+        for i, t in enumerate(like)
+    )
+
+
 @_operator(
-    f"gaussian_kl_backward(Tensor grad, {_DISTRIBUTIONS}, int reduction, float scale, float floor, "
-    "bool prior_needs_grad) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"gaussian_kl_backward(Tensor grad, {_DISTRIBUTIONS}, int reduction, float scale, float floor, int wanted) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def gaussian_kl_backward(
     grad: Tensor,
@@ -143,11 +152,31 @@ def gaussian_kl_backward(
     reduction: int,
     scale: float,
     floor: float,
-    prior_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    unneeded = mu.new_empty(0), mu.new_empty(0)
-    priors = (torch.empty_like(mu), torch.empty_like(mu)) if prior_needs_grad else unneeded
-    return torch.empty_like(mu), torch.empty_like(logvar), *priors
+    wanted: int,
+) -> tuple[Tensor, ...]:
+    return _gradients(wanted, mu, logvar, prior_mu, prior_logvar)
+
+
+def _over_leading(shape: torch.Size, of: torch.Size) -> bool:
+    """Whether a tensor of `shape` broadcasts to `of` over leading dimensions alone."""
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape == of[len(of) - len(shape) :]
+
+
+def _gradient_of_broadcast(which: int, grad: Tensor, distributions: Sequence[Any], options: Sequence[Any]) -> Tensor:
+    """The gradient by a prior that is broadcast over any dimensions: by the operator, after those became the leading."""
+    reduction, scale, floor = options
+    mu, prior = distributions[0], distributions[which]
+    full = prior.reshape((1,) * (mu.dim() - prior.dim()) + prior.shape)
+    order = [d for d in range(mu.dim()) if full.shape[d] == 1] + [d for d in range(mu.dim()) if full.shape[d] != 1]
+    grad = reference.spread(grad, mu.shape, reduction).permute(order)
+    mu, logvar, prior_mu, prior_logvar = (
+        full.permute(order) if t is prior else t.expand(mu.shape).permute(order) for t in distributions
+    )
+    wanted = 1 << which
+    result = gaussian_kl_backward(grad, mu, logvar, prior_mu, prior_logvar, Reduction.NONE, scale, floor, wanted)[which]
+    return result.permute([order.index(d) for d in range(mu.dim())]).reshape(prior.shape)
 
 
 class GaussianKL(Function):
@@ -162,11 +191,17 @@ class GaussianKL(Function):
     @staticmethod
     @_once_differentiable
     def backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
-        prior_needs_grad = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         mu, logvar, prior_mu, prior_logvar = saved
-        grads = gaussian_kl_backward(grad, mu, logvar, prior_mu, prior_logvar, *ctx.options, prior_needs_grad)
-        nothing = (None,) * len(ctx.options)
-        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), *nothing
+        reduction, scale, floor = ctx.options
+        needed = ctx.needs_input_grad[:4]
+        wanted = needed[0] + 2 * needed[1] + 4 * needed[2] + 8 * needed[3]
+        elsewhere = [i for i in (2, 3) if needed[i] and not _over_leading(saved[i].shape, mu.shape)]
+        for i in elsewhere:
+            wanted -= 1 << i
+        grads = list(gaussian_kl_backward(grad, mu, logvar, prior_mu, prior_logvar, reduction, scale, floor, wanted))
+        for i in elsewhere:
+            grads[i] = _gradient_of_broadcast(i, grad, saved, ctx.options)
+        return *(g if n else None for g, n in zip(grads, needed, strict=True)), None, None, None
 
 
 _NOISE = "Tensor? noise, Tensor? rng"
@@ -183,7 +218,7 @@ def reparameterize_with_kl(
 
 @_operator(
     "reparameterize_with_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, "
-    f"{_NOISE}, int reduction, float scale) -> (Tensor, Tensor)"
+    f"{_NOISE}, int reduction, float scale, int wanted) -> (Tensor, Tensor)"
 )
 def reparameterize_with_kl_backward(
     grad_z: Tensor | None,
@@ -194,8 +229,9 @@ def reparameterize_with_kl_backward(
     rng: Tensor | None,
     reduction: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(mu), torch.empty_like(logvar)
+    wanted: int,
+) -> tuple[Tensor, ...]:
+    return _gradients(wanted, mu, logvar)
 
 
 class ReparameterizeWithKL(Function):
@@ -222,13 +258,14 @@ class ReparameterizeWithKL(Function):
         if grad_z is None and grad_kl is None:
             return (None,) * 6
         mu, logvar, noise, rng = saved
+        by_mu, by_logvar, by_noise, *_ = ctx.needs_input_grad
         d_mu, d_logvar = reparameterize_with_kl_backward(
-            grad_z, grad_kl, mu, logvar, noise, rng, ctx.reduction, ctx.scale
+            grad_z, grad_kl, mu, logvar, noise, rng, ctx.reduction, ctx.scale, by_mu + 2 * by_logvar
         )
         d_noise = None
-        if ctx.needs_input_grad[2] and grad_z is not None:
+        if by_noise and grad_z is not None:
             d_noise = reference.noise_grad(grad_z, logvar)
-        return d_mu, d_logvar, d_noise, None, None, None
+        return d_mu if by_mu else None, d_logvar if by_logvar else None, d_noise, None, None, None
 
 
 @_operator("log_variance_penalty(Tensor logvar, int reduction, float scale) -> Tensor")
@@ -262,13 +299,14 @@ def information_dropout(x: Tensor, log_std: Tensor, *rest: Any) -> tuple[Tensor,
 
 
 @_operator(
-    f"information_dropout_backward(Tensor? grad_z, Tensor? grad_kl, {_DROPOUT}) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"information_dropout_backward(Tensor? grad_z, Tensor? grad_kl, {_DROPOUT}, int wanted) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def information_dropout_backward(
     grad_z: Tensor | None, grad_kl: Tensor | None, x: Tensor, log_std: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     dtype = accumulate_dtype(x.dtype)
-    return torch.empty_like(x), torch.empty_like(log_std), x.new_empty((), dtype=dtype), x.new_empty((), dtype=dtype)
+    return *_gradients(rest[-1], x, log_std), x.new_empty((), dtype=dtype), x.new_empty((), dtype=dtype)
 
 
 class InformationDropout(Function):
@@ -297,14 +335,17 @@ class InformationDropout(Function):
         nothing = (None,) * (1 + len(ctx.options))
         if grad_z is None and grad_kl is None:
             return None, None, None, None, None, *nothing
-        d_x, d_log_std, d_mean, d_prior_log_std = information_dropout_backward(grad_z, grad_kl, *saved, *ctx.options)
+        by_x, by_log_std, *_ = ctx.needs_input_grad
+        d_x, d_log_std, d_mean, d_prior_log_std = information_dropout_backward(
+            grad_z, grad_kl, *saved, *ctx.options, by_x + 2 * by_log_std
+        )
         x, log_std, prior_mean, prior_log_std, noise, _ = saved
         d_noise = None
         if ctx.needs_input_grad[4] and grad_z is not None:
             d_noise = reference.dropout_noise_grad(grad_z, x, log_std, noise, mean_one=ctx.options[2])
         return (
-            d_x,
-            d_log_std,
+            d_x if by_x else None,
+            d_log_std if by_log_std else None,
             None if prior_mean is None else d_mean.to(prior_mean.dtype).reshape(prior_mean.shape),
             None if prior_log_std is None else d_prior_log_std.to(prior_log_std.dtype).reshape(prior_log_std.shape),
             d_noise,

@@ -121,8 +121,9 @@ def gaussian_kl(
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
     if prior_mu is not None or prior_logvar is not None:
         zero = mu.new_zeros(())
-        prior_mu = _arguments.broadcast("prior_mu", zero if prior_mu is None else prior_mu, "mu", mu)
-        prior_logvar = _arguments.broadcast("prior_logvar", zero if prior_logvar is None else prior_logvar, "mu", mu)
+        prior_mu, prior_logvar = (zero if prior is None else prior for prior in (prior_mu, prior_logvar))
+        _arguments.check_broadcast("prior_mu", prior_mu, "mu", mu)
+        _arguments.check_broadcast("prior_logvar", prior_logvar, "mu", mu)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction)
     kl: Tensor
     if free_bits == 0 or free_bits_per == "element":

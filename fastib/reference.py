@@ -47,7 +47,7 @@ def gaussian_kl(
     _arguments.check_like("logvar", logvar, "mu", mu)
     for name, prior in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
         if prior is not None:
-            _arguments.broadcast(name, prior, "mu", mu)
+            _arguments.check_broadcast(name, prior, "mu", mu)
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction)
     kl = _kl_elements(mu, logvar, prior_mu, prior_logvar)
@@ -123,11 +123,11 @@ def _reduce(values: Tensor, kind: int, scale: float) -> Tensor:
     return values.sum(0 if kind == Reduction.BATCH else -1) * scale
 
 
-def _spread(grad: Tensor, like: Tensor, kind: int, scale: float) -> Tensor:
-    """The gradient of `_reduce`."""
-    if kind == Reduction.SAMPLE and like.dim() > 0:
+def spread(grad: Tensor, shape: torch.Size, kind: int) -> Tensor:
+    """The gradient of `_reduce`, but for the scale, as a view."""
+    if kind == Reduction.SAMPLE and shape:
         grad = grad.unsqueeze(-1)
-    return (grad * scale).expand(like.shape)
+    return grad.expand(shape)
 
 
 def _kl_elements(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
@@ -178,6 +178,14 @@ def _dense(values: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(values)
 
 
+def _wanted(wanted: int, *gradients: tuple[Tensor | None, Tensor]) -> tuple[Tensor, ...]:
+    """Of pairs of values and what the gradient is like: the gradient, summed where that is broadcast, or nothing."""
+    return tuple(
+        _dense(values.sum_to_size(like.shape), like) if wanted >> i & 1 and values is not None else like.new_empty(0)
+        for i, (values, like) in enumerate(gradients)
+    )
+
+
 def _reparameterize_kernel(mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None) -> Tensor:
     m, lv = _accumulate(mu, logvar)
     return _dense(m + torch.exp(lv / 2) * _noise_kernel(noise, rng, mu), mu)
@@ -216,20 +224,20 @@ def _gaussian_kl_backward(
     reduction: int,
     scale: float,
     floor: float,
-    prior_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted: int,
+) -> tuple[Tensor, ...]:
     m, lv = _accumulate(mu, logvar)
-    g = _spread(grad, m, reduction, scale)
+    g = spread(grad * scale, m.shape, reduction)
     if floor > 0:
         g = torch.where(_kl_elements(mu, logvar, prior_mu, prior_logvar) >= floor, g, 0.0)
     if prior_mu is None or prior_logvar is None:
-        return _dense(g * m, mu), _dense(g * (torch.expm1(lv) / 2), logvar), mu.new_empty(0), mu.new_empty(0)
+        return _wanted(wanted, (g * m, mu), (g * (torch.expm1(lv) / 2), logvar), (None, mu), (None, mu))
     p, pl = _accumulate(prior_mu, prior_logvar)
     ratio, by_mu = torch.expm1(lv - pl), (m - p) * torch.exp(-pl)
-    d_mu, d_logvar = _dense(g * by_mu, mu), _dense(g * (ratio / 2), logvar)
-    if not prior_needs_grad:
-        return d_mu, d_logvar, mu.new_empty(0), mu.new_empty(0)
-    return d_mu, d_logvar, _dense(-g * by_mu, mu), _dense(-g * ((ratio + (m - p) * by_mu) / 2), mu)
+    by_prior_logvar = -(ratio + (m - p) * by_mu) / 2
+    return _wanted(
+        wanted, (g * by_mu, mu), (g * (ratio / 2), logvar), (-g * by_mu, prior_mu), (g * by_prior_logvar, prior_logvar)
+    )
 
 
 def _reparameterize_with_kl_kernel(
@@ -248,7 +256,8 @@ def _reparameterize_with_kl_backward(
     rng: Tensor | None,
     reduction: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+    wanted: int,
+) -> tuple[Tensor, ...]:
     m, lv = _accumulate(mu, logvar)
     d_mu, d_logvar = torch.zeros_like(m), torch.zeros_like(lv)
     if grad_z is not None:
@@ -256,10 +265,10 @@ def _reparameterize_with_kl_backward(
         d_mu = d_mu + gz
         d_logvar = d_logvar + gz * torch.exp(lv / 2) * _noise_kernel(noise, rng, mu) / 2
     if grad_kl is not None:
-        gk = _spread(grad_kl, m, reduction, scale)
+        gk = spread(grad_kl * scale, m.shape, reduction)
         d_mu = d_mu + gk * m
         d_logvar = d_logvar + gk * (torch.expm1(lv) / 2)
-    return _dense(d_mu, mu), _dense(d_logvar, logvar)
+    return _wanted(wanted, (d_mu, mu), (d_logvar, logvar))
 
 
 def _log_variance_penalty_kernel(logvar: Tensor, reduction: int, scale: float) -> Tensor:
@@ -304,7 +313,8 @@ def _information_dropout_backward(
     mean_one: bool,
     reduction: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted: int,
+) -> tuple[Tensor, ...]:
     f, a = _accumulate(x, log_std)
     eps = _noise_kernel(noise, rng, x)
     std = torch.exp(a)
@@ -316,7 +326,7 @@ def _information_dropout_backward(
         d_x = d_x + by_x
         d_log_std = d_log_std + by_x * f * (std * eps - variance)
     if grad_kl is not None:
-        g = _spread(grad_kl, f, reduction, scale)
+        g = spread(grad_kl * scale, f.shape, reduction)
         if log_normal:
             assert prior_mean is not None and prior_log_std is not None
             m, precision = prior_mean.to(f.dtype).reshape(()), torch.exp(-2 * prior_log_std.to(f.dtype).reshape(()))
@@ -328,7 +338,7 @@ def _information_dropout_backward(
             d_prior_log_std = (g * (1 - std**2 * precision - deviation * scaled)).sum()
         else:
             d_log_std = d_log_std - (torch.where(f > 0, g, 0.0) if mask_zero else g)
-    return _dense(d_x, x), _dense(d_log_std, log_std), d_mean, d_prior_log_std
+    return *_wanted(wanted, (d_x, x), (d_log_std, log_std)), d_mean, d_prior_log_std
 
 
 # Noise that wants a gradient is rare, and not worth a compiled kernel.

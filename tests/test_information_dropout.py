@@ -120,7 +120,8 @@ def test_opcheck() -> None:
             outputs = _ops.information_dropout(*tensors, *options)
             torch.library.opcheck(_ops.information_dropout, (*tensors, *options))
             for grads in (outputs, (outputs[0], None), (None, outputs[1])):
-                torch.library.opcheck(_ops.information_dropout_backward, (*grads, *tensors, *options))
+                for wanted in (1, 2, 3):
+                    torch.library.opcheck(_ops.information_dropout_backward, (*grads, *tensors, *options, wanted))
 
 
 def test_log_normal_kl_is_that_of_the_normals_of_the_logarithms() -> None:
@@ -180,6 +181,21 @@ def test_noise_that_overflows_does_not_reach_the_gradient_of_the_kl(kernels: str
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("prior", ["log_uniform", "log_normal"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_only_the_gradient_that_is_wanted_is_computed(kernels: str, which: int, prior: str) -> None:
+    tensors = [torch.rand(1024, 51) + 0.1, torch.randn(1024, 51)]
+    both, one = ([t.clone().requires_grad_(i in w) for i, t in enumerate(tensors)] for w in ((0, 1), (which,)))
+    grads = torch.randn(1024, 51), torch.ones(())
+    full = torch.autograd.grad(fastib.information_dropout(*both, rng=RNG, prior=prior), both, grads)
+    torch.use_deterministic_algorithms(False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        (grad,) = torch.autograd.grad(fastib.information_dropout(*one, rng=RNG, prior=prior), one[which], grads)
+    assert torch.equal(grad, full[which])
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert allocated < 2 * tensors[0].nbytes + 4096 or kernels == "reference"  # z and the gradient
+
+
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> None:
     x, log_std, grad = torch.rand(301, 777), torch.randn(301, 777), torch.randn(301, 777)
     prior = torch.tensor(0.1), torch.tensor(-0.2)
@@ -187,6 +203,6 @@ def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> Non
 
     def run() -> tuple[torch.Tensor, ...]:
         z, kl = _ops.information_dropout(*tail)
-        return z, kl, *_ops.information_dropout_backward(grad, kl, *tail)
+        return z, kl, *_ops.information_dropout_backward(grad, kl, *tail, 3)
 
     assert_same_bits_for_threads(run)

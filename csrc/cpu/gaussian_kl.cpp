@@ -14,12 +14,20 @@ struct GaussianKlArguments {
   Reduction* reduction;
 };
 
+// The gradient by a prior: its elements, or, where the prior is broadcast, partial sums, or nothing.
+struct PriorGradient {
+  Operand elements;
+  std::vector<double> partials;
+};
+
 struct GaussianKlBackwardArguments {
   GaussianKlInputs in;
   int64_t numel;
   double scale;
   Operand grad;
-  Operand d_mu, d_logvar, d_prior_mu, d_prior_logvar;  // those not asked for are null
+  Operand d_mu, d_logvar;  // those not asked for are null
+  Columns columns;         // of the partial sums; none if there are no sums
+  PriorGradient d_prior_mu, d_prior_logvar;
 };
 }  // namespace fastib
 
@@ -28,34 +36,69 @@ struct GaussianKlBackwardArguments {
 
 namespace fastib {
 
+static GaussianKlInputs inputs(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu,
+                               const MaybeTensor& prior_logvar, double floor) {
+  return {Operand(mu), Operand(logvar), Operand::broadcast(prior_mu, mu), Operand::broadcast(prior_logvar, mu), floor};
+}
+
 Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
                    int64_t reduction, double scale, double floor) {
   Reduction r(mu, reduction, scale);
-  const GaussianKlArguments a{{Operand(mu), Operand(logvar), Operand(prior_mu), Operand(prior_logvar), floor}, &r};
+  const GaussianKlArguments a{inputs(mu, logvar, prior_mu, prior_logvar, floor), &r};
   run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), forward), a, r.chunks());
   return r.finish();
+}
+
+// The columns down which the gradient by a prior is summed: none if it has an element for each of mu's.
+static int64_t columns_of(const Tensor& prior, const Tensor& mu) {
+  if (prior.numel() == mu.numel()) return 0;
+  int64_t d = 0;
+  while (d < prior.dim() && prior.size(d) == 1) ++d;
+  for (; d < prior.dim(); ++d)
+    STD_TORCH_CHECK(prior.size(d) == mu.size(mu.dim() - prior.dim() + d),
+                    "fastib: the gradient by a prior that is broadcast in other than leading dimensions");
+  return prior.numel();
+}
+
+static void sum_columns(const Columns& columns, const std::vector<double>& partials, Tensor& out) {
+  Tensor sums = output(out.sizes(), ScalarType::Double, out);
+  double* values = static_cast<double*>(sums.data_ptr());
+  for (int64_t i = 0; i < out.numel(); ++i) {
+    values[i] = 0;  // the other prior may have more columns: this one's then repeat among them
+    for (int64_t column = i; column < columns.columns; column += out.numel())
+      values[i] += columns.total(partials, column);
+  }
+  torch::stable::copy_(out, sums);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& grad, const Tensor& mu,
                                                                 const Tensor& logvar, const MaybeTensor& prior_mu,
                                                                 const MaybeTensor& prior_logvar, int64_t reduction,
-                                                                double scale, double floor, bool prior_needs_grad) {
-  Tensor d_mu = output_like(mu), d_logvar = output_like(logvar);
-  GaussianKlBackwardArguments a{{Operand(mu), Operand(logvar), Operand(prior_mu), Operand(prior_logvar), floor},
+                                                                double scale, double floor, int64_t wanted) {
+  Tensor d_mu = gradient_like(mu, wanted & 1), d_logvar = gradient_like(logvar, wanted & 2);
+  int64_t columns = 0;
+  for (const auto& [prior, bit] : {std::pair{&prior_mu, 4}, std::pair{&prior_logvar, 8}})
+    if (wanted & bit) columns = std::max(columns, columns_of(**prior, mu));
+  GaussianKlBackwardArguments a{inputs(mu, logvar, prior_mu, prior_logvar, floor),
                                 mu.numel(),
                                 scale,
                                 Reduction::gradient(grad, mu, reduction),
                                 Operand(d_mu),
                                 Operand(d_logvar),
+                                Columns(mu.numel(), columns),
                                 {},
                                 {}};
-  const auto if_needed = [&] { return prior_needs_grad ? output_like(mu) : output({0}, mu.scalar_type(), mu); };
-  Tensor d_prior_mu = if_needed(), d_prior_logvar = if_needed();
-  if (prior_needs_grad) {
-    a.d_prior_mu = Operand(d_prior_mu);
-    a.d_prior_logvar = Operand(d_prior_logvar);
-  }
-  run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), backward), a, chunks_of(a.numel));
+  const auto allocate = [&](const MaybeTensor& prior, bool is_wanted, PriorGradient& g) {
+    Tensor out = gradient_like(prior ? *prior : mu, is_wanted);
+    if (out.numel() == mu.numel()) g.elements = Operand(out);
+    else if (is_wanted) g.partials = a.columns.partials();
+    return out;
+  };
+  Tensor d_prior_mu = allocate(prior_mu, wanted & 4, a.d_prior_mu);
+  Tensor d_prior_logvar = allocate(prior_logvar, wanted & 8, a.d_prior_logvar);
+  run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), backward), a, columns > 0 ? a.columns.chunks() : chunks_of(a.numel));
+  for (const auto& [g, out] : {std::pair{&a.d_prior_mu, &d_prior_mu}, std::pair{&a.d_prior_logvar, &d_prior_logvar}})
+    if (out->numel() > 0 && !g->elements) sum_columns(a.columns, g->partials, *out);
   return {d_mu, d_logvar, d_prior_mu, d_prior_logvar};
 }
 
@@ -149,14 +192,28 @@ static void backward_standard(const GaussianKlBackwardArguments& a, int64_t chun
   });
 }
 
+template <class T, class S = Compute<T> >
+static void write_prior(const GaussianKlBackwardArguments& a, const PriorGradient& g, int64_t chunk, int64_t begin,
+                        int64_t n, const S* values) {
+  if (!g.partials.empty()) return add_to_columns(a.columns, chunk, values, n, const_cast<double*>(g.partials.data()));
+  if constexpr (std::is_same_v<T, S>) {
+    write<T>(g.elements, begin, n, values);
+  } else {
+    Buffer<T> narrow;
+    for (int64_t i = 0; i < n; i += kLanes<S>) store(narrow + i, load<Vec<S> >(values + i));
+    write<T>(g.elements, begin, n, narrow);
+  }
+}
+
 template <class T>
 static void backward(const GaussianKlBackwardArguments& a, int64_t chunk) {
   if (!a.in.prior_mu) return backward_standard<T>(a, chunk);
   using S = Compute<T>;
   using V = Vec<S>;
-  Buffer<S> grad_buffer;
-  Buffer<T> buffers[4], d_mu, d_logvar, d_prior_mu, d_prior_logvar;
-  for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
+  Buffer<T> buffers[4], d_mu, d_logvar;
+  Buffer<S> grad_buffer, d_prior_mu, d_prior_logvar;
+  const Blocks blocks = a.columns.columns > 0 ? blocks_of(a.columns, chunk) : blocks_of(chunk, a.numel);
+  for_each_block(blocks, [&](int64_t begin, int64_t n) {
     const GaussianKlBlock<T> in = read_inputs(a.in, begin, n, buffers);
     const S* grad = read_gradient(a, in, begin, n, grad_buffer.values);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
@@ -169,9 +226,8 @@ static void backward(const GaussianKlBackwardArguments& a, int64_t chunk) {
     }
     write<T>(a.d_mu, begin, n, d_mu);
     write<T>(a.d_logvar, begin, n, d_logvar);
-    if (!a.d_prior_mu) return;
-    write<T>(a.d_prior_mu, begin, n, d_prior_mu);
-    write<T>(a.d_prior_logvar, begin, n, d_prior_logvar);
+    write_prior<T>(a, a.d_prior_mu, chunk, begin, n, d_prior_mu.values);
+    write_prior<T>(a, a.d_prior_logvar, chunk, begin, n, d_prior_logvar.values);
   });
 }
 

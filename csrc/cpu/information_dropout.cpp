@@ -24,8 +24,8 @@ struct InformationDropoutBackwardArguments {
   Operand grad_z, grad_kl;  // either may be null
   Operand x, log_std, noise;
   const int64_t* rng;
-  Operand d_x, d_log_std;
-  double* d_prior;  // two per chunk: the sums for prior_mean and prior_log_std
+  Operand d_x, d_log_std;  // those not asked for are null
+  double* d_prior;         // two per chunk: the sums for prior_mean and prior_log_std
 };
 }  // namespace fastib
 
@@ -70,8 +70,8 @@ std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& lo
 std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
     const MaybeTensor& grad_z, const MaybeTensor& grad_kl, const Tensor& x, const Tensor& log_std,
     const MaybeTensor& prior_mean, const MaybeTensor& prior_log_std, const MaybeTensor& noise, const MaybeTensor& rng,
-    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, double scale) {
-  Tensor d_x = output_like(x), d_log_std = output_like(log_std);
+    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, double scale, int64_t wanted) {
+  Tensor d_x = gradient_like(x, wanted & 1), d_log_std = gradient_like(log_std, wanted & 2);
   const int64_t chunks = chunks_of(x.numel());
   std::vector<double> d_prior(size_t(2 * chunks));
   const InformationDropoutBackwardArguments a{options(prior_mean, prior_log_std, log_normal, mask_zero, mean_one),
