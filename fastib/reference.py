@@ -329,13 +329,13 @@ def _information_dropout_backward(
         g = spread(grad_kl * scale, f.shape, reduction)
         if log_normal:
             assert prior_mean is not None and prior_log_std is not None
-            m, precision = prior_mean.to(f.dtype).reshape(()), torch.exp(-2 * prior_log_std.to(f.dtype).reshape(()))
-            deviation = torch.log(f) - variance / 2 - m
-            scaled = deviation * precision
-            d_x = d_x + g * scaled / f
-            d_log_std = d_log_std + g * (std**2 * precision - 1 - variance * scaled)
-            d_mean = -(g * scaled).sum()
-            d_prior_log_std = (g * (1 - std**2 * precision - deviation * scaled)).sum()
+            m, inverse = prior_mean.to(f.dtype).reshape(()), torch.exp(-prior_log_std.to(f.dtype).reshape(()))
+            deviation, ratio = (torch.log(f) - variance / 2 - m) * inverse, std * inverse
+            by_mean = deviation * inverse
+            d_x = d_x + g * by_mean / f
+            d_log_std = d_log_std + g * (ratio**2 - 1 - variance * by_mean)
+            d_mean = -(g * by_mean).sum()
+            d_prior_log_std = (g * (1 - ratio**2 - deviation**2)).sum()
         else:
             d_log_std = d_log_std - (torch.where(f > 0, g, 0.0) if mask_zero else g)
     return *_wanted(wanted, (d_x, x), (d_log_std, log_std)), d_mean, d_prior_log_std

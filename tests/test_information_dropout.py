@@ -196,6 +196,37 @@ def test_only_the_gradient_that_is_wanted_is_computed(kernels: str, which: int, 
     assert allocated < 2 * tensors[0].nbytes + 4096 or kernels == "reference"  # z and the gradient
 
 
+@pytest.mark.parametrize(
+    "log_std, mean_one", [(-60.0, False), (-50.0, False), (-45.0, False), (45.0, True), (60.0, True), (60.0, False)]
+)
+def test_priors_far_from_unit(kernels: str, log_std: float, mean_one: bool) -> None:
+    """The square of the prior's precision is no normal number; the squares of the quotients by its width are."""
+    inputs = [torch.ones(2, 9), torch.full((2, 9), min(log_std, 3.0)), torch.zeros(()), torch.tensor(log_std)]
+    leaves, doubles = ([t.to(dtype).requires_grad_() for t in inputs] for dtype in (torch.float32, torch.float64))
+    kls = [
+        fn(*t[:2], prior="log_normal", prior_mean=t[2], prior_log_std=t[3], mean_one=mean_one)[1]
+        for fn, t in ((fastib.information_dropout, leaves), (reference.information_dropout, doubles))
+    ]
+    torch.testing.assert_close(kls[0].double(), kls[1], rtol=1e-5, atol=1e-5)
+    grads = (torch.autograd.grad(kl, t) for kl, t in zip(kls, (leaves, doubles), strict=True))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("log_std", [5.0, 60.0])
+def test_zero_stays_zero_under_noise_that_overflows(kernels: str, log_std: float) -> None:
+    if kernels == "reference":
+        return  # the plain expression: 0 times infinity
+    x, log_stds = torch.tensor([[0.0, 1.0, 0.0, 1.0]]), torch.full((1, 4), log_std, requires_grad=True)
+    noise = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
+    z, _ = fastib.information_dropout(x, log_stds, noise=noise)
+    assert z.tolist() == [[0.0, torch.inf, 0.0, 0.0]]
+    (grad,) = torch.autograd.grad(z, log_stds, torch.ones(1, 4))
+    assert grad[0, 0] == 0 and grad[0, 2] == 0
+    z, _ = fastib.information_dropout(x, log_stds, noise=torch.full((1, 4), torch.nan))
+    assert z.isnan().all()
+
+
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> None:
     x, log_std, grad = torch.rand(301, 777), torch.randn(301, 777), torch.randn(301, 777)
     prior = torch.tensor(0.1), torch.tensor(-0.2)

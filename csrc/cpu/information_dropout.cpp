@@ -110,17 +110,12 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
 
 #else
 
-template <class S>
-static S prior_precision(const InformationDropoutOptions& o) {
-  return S(std::exp(-2 * o.prior_log_std));
-}
-
 template <class T>
 static void forward(const InformationDropoutArguments& a, int64_t chunk) {
   using S = Compute<T>;
   using V = Vec<S>;
   const InformationDropoutOptions& o = a.options;
-  const S precision = prior_precision<S>(o);
+  const S inverse = S(std::exp(-o.prior_log_std));
   Buffer<T> x_buffer, log_std_buffer, z_buffer;
   Buffer<S> noise_buffer;
   reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* kl) {
@@ -131,10 +126,10 @@ static void forward(const InformationDropoutArguments& a, int64_t chunk) {
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V x = load<V>(xs + i), log_std = load<V>(log_stds + i);
       const V std = exponential<V>(log_std).value;
-      store(z + i, x * dropout_noise<V>(std, load<V>(noise + i), S(o.shift)));
+      store(z + i, dropout_sample<V>(x, dropout_noise<V>(std, load<V>(noise + i), S(o.shift))));
       V loss;
       if (o.log_normal)
-        loss = dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift)).kl;
+        loss = dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), inverse, S(o.shift)).kl;
       else loss = o.mask_zero ? (x > S(0) ? -log_std : V{}) : -log_std;
       store(kl + i, loss);
     }
@@ -148,7 +143,7 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
   using S = Compute<T>;
   using V = Vec<S>;
   const InformationDropoutOptions& o = a.options;
-  const S precision = prior_precision<S>(o);
+  const S inverse = S(std::exp(-o.prior_log_std));
   Buffer<T> grad_z_buffer, x_buffer, log_std_buffer, d_x_buffer, d_log_std_buffer;
   Buffer<S> grad_kl_buffer, noise_buffer;
   Buffer<S> mean_terms, log_std_terms;
@@ -166,15 +161,16 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
       const V gk = load<V>(grad_kl + i) * S(a.scale);
       V by_x{}, by_log_std{};
       if (a.grad_z) {  // where the KL alone is used, the noise may overflow
-        const V normal = load<V>(noise + i);
-        by_x = load<V>(grad_z + i) * dropout_noise<V>(std, normal, S(o.shift));
-        by_log_std = by_x * x * fma<V>(std, normal, -S(o.shift) * (std * std));
+        const V normal = load<V>(noise + i), eps = dropout_noise<V>(std, normal, S(o.shift));
+        const V gz = load<V>(grad_z + i), by_exponent = gz * dropout_sample<V>(x, eps);
+        by_x = gz * eps;
+        by_log_std = by_exponent * fma<V>(std, normal, -dropout_shift<V>(std, S(o.shift)));
       }
       if (!a.grad_kl) {
         // Only z is used: log x and its derivatives may be infinite.
       } else if (o.log_normal) {
         const DropoutKl<V> k =
-            dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift));
+            dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), inverse, S(o.shift));
         by_x = fma<V>(gk, k.d_x, by_x);
         by_log_std = fma<V>(gk, k.d_log_std, by_log_std);
         store(mean_terms + i, gk * k.d_prior_mean);
