@@ -173,6 +173,11 @@ def _noise_kernel(noise: Tensor | None, rng: Tensor | None, like: Tensor) -> Ten
     return _rng.normal(rng, like.shape, dtype)
 
 
+def _check_reduction_with_noise(reduction: int) -> None:
+    if reduction == Reduction.BATCH:  # as the compiled kernels, whose noise comes in groups of elements
+        raise RuntimeError("fastib: noise with a reduction over the first dimension")
+
+
 def _dense(values: Tensor, like: Tensor) -> Tensor:
     """`values` with the dtype and strides that the kernel's output has."""
     return torch.empty_like(like).copy_(values)
@@ -243,6 +248,7 @@ def _gaussian_kl_backward(
 def _reparameterize_with_kl_kernel(
     mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None, reduction: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    _check_reduction_with_noise(reduction)
     kl = _gaussian_kl_kernel(mu, logvar, None, None, reduction, scale, 0.0)
     return _reparameterize_kernel(mu, logvar, noise, rng), kl
 
@@ -291,6 +297,7 @@ def _information_dropout_kernel(
     reduction: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    _check_reduction_with_noise(reduction)
     f, a = _accumulate(x, log_std)
     eps = _noise_kernel(noise, rng, x)
     z, kl = _dropout(f, a, eps, prior_mean, prior_log_std, log_normal, mask_zero, mean_one)

@@ -13,7 +13,7 @@ from tolerance import assert_same_bits_for_threads, assert_within_budget
 
 import fastib
 from fastib import _arguments, _ops, _rng, reference
-from fastib._arguments import REDUCTIONS
+from fastib._arguments import REDUCTIONS, Reduction
 
 RNG = torch.tensor([31, 32])
 OPTIONS = [
@@ -108,6 +108,12 @@ def test_gradcheck(kernels: str, options: dict[str, Any], reduction: str) -> Non
         lambda n: fastib.information_dropout(x.detach(), log_std.detach(), mean_one=options["mean_one"], noise=n)[0],
         (noise,),
     )
+
+
+def test_no_noise_with_a_reduction_over_the_first_dimension(kernels: str) -> None:
+    t = torch.zeros(3, 5)
+    with pytest.raises(RuntimeError, match="noise with a reduction over the first dimension"):
+        _ops.information_dropout(t, t, None, None, None, RNG, False, True, False, Reduction.BATCH, 1.0)
 
 
 def test_opcheck() -> None:

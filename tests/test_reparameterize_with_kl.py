@@ -9,7 +9,7 @@ from tolerance import assert_same_bits_for_threads, assert_within_budget
 
 import fastib
 from fastib import _arguments, _ops, _rng, reference
-from fastib._arguments import REDUCTIONS
+from fastib._arguments import REDUCTIONS, Reduction
 
 RNG = torch.tensor([21, 22])
 
@@ -99,6 +99,12 @@ def test_gradcheck(kernels: str, reduction: str) -> None:
     assert torch.autograd.gradcheck(
         lambda m, lv, n: fastib.reparameterize_with_kl(m, lv, noise=n, reduction=reduction), (mu, logvar, noise)
     )
+
+
+def test_no_noise_with_a_reduction_over_the_first_dimension(kernels: str) -> None:
+    t = torch.zeros(3, 5)
+    with pytest.raises(RuntimeError, match="noise with a reduction over the first dimension"):
+        _ops.reparameterize_with_kl(t, t, None, RNG, Reduction.BATCH, 1.0)
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])

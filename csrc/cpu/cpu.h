@@ -118,6 +118,12 @@ inline Tensor gradient_like(const Tensor& t, bool wanted) {
   return wanted ? output_like(t) : output({0}, t.scalar_type(), t);
 }
 
+// Noise is drawn in groups of four elements, which the blocks of a column sum cut.
+inline void check_reduction_with_noise(int64_t kind) {
+  STD_TORCH_CHECK(ReductionKind(kind) != ReductionKind::batch,
+                  "fastib: noise with a reduction over the first dimension");
+}
+
 template <class Kernel, class Arguments>
 void run_chunks(Kernel* kernel, const Arguments& arguments, int64_t chunks) {
   torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {

@@ -54,6 +54,7 @@ std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& lo
                                                const MaybeTensor& prior_log_std, const MaybeTensor& noise,
                                                const MaybeTensor& rng, bool log_normal, bool mask_zero, bool mean_one,
                                                int64_t reduction, double scale) {
+  check_reduction_with_noise(reduction);
   Tensor z = output_like(x);
   Reduction r(x, reduction, scale);
   const InformationDropoutArguments a{options(prior_mean, prior_log_std, log_normal, mask_zero, mean_one),

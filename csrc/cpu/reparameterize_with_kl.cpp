@@ -27,6 +27,7 @@ namespace fastib {
 
 std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& noise,
                                                   const MaybeTensor& rng, int64_t reduction, double scale) {
+  check_reduction_with_noise(reduction);
   Tensor z = output_like(mu);
   Reduction r(mu, reduction, scale);
   const ReparameterizeWithKlArguments a{Operand(mu), Operand(logvar), Operand(noise), rng_words(rng), Operand(z), &r};
