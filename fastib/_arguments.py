@@ -54,6 +54,10 @@ def check_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
 def check_dtype_and_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.dtype != other.dtype:
         raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}")
+    check_device(name, value, other_name, other)
+
+
+def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
@@ -83,8 +87,7 @@ def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
         check_floating(name, value)
         if value.numel() != 1:
             raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
-        if value.device != other.device:
-            raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+        check_device(name, value, other_name, other)
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor of one element, got {type(value).__name__}")

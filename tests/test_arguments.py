@@ -164,6 +164,57 @@ def test_dropout_priors(kwargs: dict[str, Any], error: type[Exception], match: s
     _both("information_dropout", F, F, **kwargs, error=error, match=match)
 
 
+M, K = torch.zeros(4, 2), torch.zeros(4)
+LOSS_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"output": None}, TypeError, "output must be a torch.Tensor, got NoneType"),
+    ({"output": F.long()}, TypeError, "output must be .*got torch.int64"),
+    ({"output": F > 0}, TypeError, "output must be .*got torch.bool"),
+    ({"output": F.to(torch.complex64)}, TypeError, "output must be .*got torch.complex64"),
+    (
+        {"output": torch.zeros(()), "target": torch.zeros(())},
+        ValueError,
+        r"output must have the batch .*got shape \(\)",
+    ),
+    ({"target": [[0.0]]}, TypeError, "target must be a torch.Tensor, got list"),
+    ({"target": F.to(torch.complex64)}, TypeError, "target must be .*got torch.complex64"),
+    ({"target": F.long().to_sparse()}, TypeError, "target must be"),
+    ({"target": F.to("meta")}, ValueError, "target must be on the device of output, cpu, got meta"),
+    ({"target": M}, ValueError, r"output must have the shape of target, \(4, 2\), got \(4, 3\)"),
+    ({"mu": torch.zeros(5, 2)}, ValueError, r"mu must have the batch size of output, 4, got shape \(5, 2\)"),
+    ({"mu": torch.zeros(())}, ValueError, r"mu must have the batch size of output, 4, got shape \(\)"),
+    ({"mu": M.long()}, TypeError, "mu must be .*got torch.int64"),
+    ({"mu": M.to("meta")}, ValueError, "mu must be on the device of output, cpu, got meta"),
+    ({"logvar": torch.zeros(4, 5)}, ValueError, r"logvar must have the shape of mu, \(4, 2\), got \(4, 5\)"),
+    ({"logvar": 0.0}, TypeError, "logvar must be a torch.Tensor, got float"),
+    ({"kl": 1.0}, TypeError, "kl must be a torch.Tensor, got float"),
+    ({"kl": torch.tensor(1)}, TypeError, "kl must be .*got torch.int64"),
+    ({"kl": torch.tensor(1j)}, TypeError, "kl must be .*got torch.complex64"),
+    ({"kl": torch.zeros((), device="meta")}, ValueError, "kl must be on the device of output, cpu, got meta"),
+    ({"kl": torch.zeros(3)}, ValueError, r"kl must .*got shape \(3,\)"),
+    ({"kl": F}, ValueError, r"kl must .*got shape \(4, 3\)"),
+]
+
+
+@pytest.mark.parametrize("kwargs, error, match", LOSS_CALLS)
+@pytest.mark.parametrize(
+    "criterion", [losses.BetaVAELoss(), losses.AnnealedVAELoss(), losses.AnnealedVAELoss(per="sample")]
+)
+def test_what_the_losses_are_called_with(
+    criterion: torch.nn.Module, kwargs: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    good = {"output": F, "target": F} | ({} if "kl" in kwargs else {"mu": M, "logvar": M})
+    with pytest.raises(error, match=match):
+        criterion(**{**good, **kwargs})
+
+
+def test_a_kl_per_sample_is_not_that_of_the_batch() -> None:
+    for criterion in (losses.BetaVAELoss(), losses.AnnealedVAELoss()):
+        with pytest.raises(ValueError, match=r"kl must be a scalar, the mean of the batch, got shape \(4,\)"):
+            criterion(F, F, kl=K)
+    with pytest.raises(ValueError, match=r"kl must have one value per sample, 4, got shape \(\)"):
+        losses.AnnealedVAELoss(per="sample")(F, F, kl=F.sum())
+
+
 @pytest.mark.parametrize(
     "make, error, match",
     [

@@ -60,6 +60,22 @@ def test_capacity(per: str) -> None:
         criterion.step()
 
 
+@pytest.mark.parametrize("shape", [(B,), (B, 3), (B, 3, 4, 5)], ids=str)
+def test_capacity_of_samples_of_any_shape(shape: tuple[int, ...]) -> None:
+    mu, logvar = torch.randn(shape), torch.randn(shape)
+    kl = ((mu**2 + torch.expm1(logvar) - logvar) / 2).reshape(B, -1).sum(1)
+    terms = AnnealedVAELoss(10.0, Linear(2.0, 3.0, 5), per="sample")(OUTPUT, TARGET, mu, logvar)
+    torch.testing.assert_close(terms.loss, _bernoulli() + 10 * (kl - 2.0).abs().mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_targets_of_zeros_and_ones_may_be_integers(dtype: torch.dtype, likelihood: str) -> None:
+    target, criterion = TARGET > 0.5, BetaVAELoss(likelihood=likelihood)
+    expected = criterion(OUTPUT, target.float(), MU, LOGVAR)
+    torch.testing.assert_close(criterion(OUTPUT, target.to(dtype), MU, LOGVAR), expected, rtol=0, atol=0)
+
+
 def test_capacity_of_batch_and_of_sample_differ_in_gradient() -> None:
     grads = []
     middle = KL.sort().values[2:4].mean()
