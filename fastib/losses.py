@@ -90,6 +90,11 @@ def _check(output: Any, target: Any, mu: Any, logvar: Any, kl: Any, per: str, fr
         raise ValueError(f"kl must have one value per sample, {batch}, got shape {tuple(kl.shape)}")
 
 
+def _value(schedule: Schedule, kl: Tensor) -> Tensor:
+    """In the precision of the loss, which the exact value in float64 would raise."""
+    return schedule.value.to(accumulate_dtype(kl.dtype))
+
+
 def _kl_of_samples(mu: Tensor, logvar: Tensor) -> Tensor:
     """Summed over all dimensions but the first."""
     mu, logvar = (t.flatten(1) if t.dim() > 1 else t.unsqueeze(1) for t in (mu, logvar))
@@ -151,7 +156,7 @@ class BetaVAELoss(_VAELoss):
             kl = gaussian_kl(mu, logvar, free_bits=self.free_bits)
         assert kl is not None
         reconstruction = self._reconstruction(output, target)
-        beta = self.beta.value if isinstance(self.beta, Schedule) else self.beta
+        beta = _value(self.beta, kl) if isinstance(self.beta, Schedule) else self.beta
         return VAETerms(reconstruction + beta * kl, reconstruction.detach(), kl.detach())
 
 
@@ -219,5 +224,5 @@ class AnnealedVAELoss(_VAELoss):
             kl = gaussian_kl(mu, logvar) if self.per == "batch" else _kl_of_samples(mu, logvar)
         assert kl is not None
         reconstruction = self._reconstruction(output, target)
-        constraint = torch.abs(kl - self.capacity.value).mean()
+        constraint = torch.abs(kl - _value(self.capacity, kl)).mean()
         return VAETerms(reconstruction + self.gamma * constraint, reconstruction.detach(), kl.detach().mean())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 import fastib
 from fastib.losses import AnnealedVAELoss, BetaVAELoss
@@ -126,6 +128,49 @@ def test_a_checkpoint_holds_the_position() -> None:
         copied.step()
         assert copied.beta.value.item() == 2.0
     assert criterion.beta.value.item() == 1.5
+
+
+CASTS = [
+    lambda m: m.half(),
+    lambda m: m.bfloat16(),
+    lambda m: m.double(),
+    lambda m: m.float(),
+    lambda m: m.to(torch.bfloat16),
+    lambda m: m.to("cpu", torch.float16),
+    lambda m: m.to("meta").to_empty(device="cpu"),
+]
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_a_schedule_is_exact_in_any_dtype_of_the_module(cast: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+    for criterion, schedule in (
+        (beta := BetaVAELoss(Linear(0.0, 1.0, 10)), beta.beta),
+        (annealed := AnnealedVAELoss(1.0, 1.0, 10), annealed.capacity),
+    ):
+        criterion.step()
+        cast(criterion)
+        for step in (1, 2, 3):
+            assert schedule.value.dtype == torch.float64 and schedule.value.item() == step / 10
+            criterion.step()
+        cast(criterion)
+        assert schedule.value.item() == 0.4
+        assert criterion(OUTPUT, TARGET, MU, LOGVAR).loss.dtype == torch.float32
+        doubles = criterion(*(t.double() for t in (OUTPUT, TARGET, MU, LOGVAR)))
+        cost = 0.4 * doubles.kl if isinstance(criterion, BetaVAELoss) else (doubles.kl - 0.4).abs()
+        assert doubles.loss == doubles.reconstruction + cost
+
+
+def test_a_schedule_moves_with_its_module() -> None:
+    assert BetaVAELoss(Linear(0.0, 1.0, 10)).to("meta").beta.value.device.type == "meta"
+
+
+def test_a_schedule_that_moves_on_is_not_compiled_again() -> None:
+    criterion, counter = BetaVAELoss(Linear(0.0, 1.0, 10)), CompileCounter()
+    compiled = torch.compile(criterion, fullgraph=True, backend=counter)
+    for _ in range(4):
+        torch.testing.assert_close(compiled(OUTPUT, TARGET, MU, LOGVAR), criterion(OUTPUT, TARGET, MU, LOGVAR))
+        criterion.step()
+    assert counter.frame_count == 1
 
 
 def test_schedules_at_their_landmarks() -> None:
