@@ -124,6 +124,8 @@ def gaussian_kl(
         prior_mu, prior_logvar = (zero if prior is None else prior for prior in (prior_mu, prior_logvar))
         _arguments.check_broadcast("prior_mu", prior_mu, "mu", mu)
         _arguments.check_broadcast("prior_logvar", prior_logvar, "mu", mu)
+        # A prior may be a tensor of the posterior too, but torch.compile refuses to trace the same one twice.
+        prior_mu, prior_logvar = prior_mu.view_as(prior_mu), prior_logvar.view_as(prior_logvar)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction)
     kl: Tensor
     if free_bits == 0 or free_bits_per == "element":
