@@ -34,13 +34,23 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_floating(name: str, value: Any) -> None:
-    if isinstance(value, Tensor) and value.dtype in FLOATING and value.layout is torch.strided:
+    if isinstance(value, Tensor) and value.dtype in FLOATING and is_dense(value):
         return
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
-    raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    check_dense(name, value)
+
+
+def is_dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not value.is_nested
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    if not is_dense(value):
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def check_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
@@ -91,12 +101,18 @@ def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor of one element, got {type(value).__name__}")
+    check_number(name, value)
     return torch.tensor(float(value), dtype=accumulate_dtype(other.dtype), device=other.device)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastib._arguments import check_dense
+
 _LOW = 0xFFFFFFFF
 _END = 2**63 - 1
 
@@ -38,8 +40,11 @@ def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
 def _check_rng(rng: Any, like: Tensor) -> Tensor:
     if not isinstance(rng, Tensor):
         raise TypeError(f"rng must be a torch.Tensor, got {type(rng).__name__}")
-    if rng.dtype != torch.int64 or rng.shape != (2,):
-        raise ValueError(f"rng must be an int64 tensor of shape (2,), got {rng.dtype} of shape {tuple(rng.shape)}")
+    if rng.dtype != torch.int64:
+        raise TypeError(f"rng must be an int64 tensor of shape (2,), got {rng.dtype}")
+    check_dense("rng", rng)
+    if rng.shape != (2,):
+        raise ValueError(f"rng must be an int64 tensor of shape (2,), got shape {tuple(rng.shape)}")
     if rng.device != like.device:
         raise ValueError(f"rng must be on the device of the inputs, {like.device}, got {rng.device}")
     return rng.contiguous()

@@ -270,9 +270,10 @@ def information_dropout(
     Gradients: x, log_std, prior_mean, prior_log_std, and noise if it requires one.
 
     Raises:
-        TypeError: for a tensor of a wrong dtype, or not a tensor.
+        TypeError: for a tensor of a wrong dtype, or not a tensor, or `mask_zero` or `mean_one` not a bool.
         ValueError: if shapes or devices differ, `prior` or `reduction` is unknown, the log-uniform prior is given
-            parameters, a prior's parameter has more than one element, or more than one source of noise is given.
+            parameters, a prior's parameter has more than one element or is a number that is not finite, or more than
+            one source of noise is given.
 
     Source: Achille & Soatto 2018, "Information Dropout: learning optimal representations through noisy computation",
     propositions 2 and 3.
@@ -284,6 +285,8 @@ def information_dropout(
     (tensor(0.), tensor(1.))
     """
     _arguments.check_noisy("x", x, "log_std", log_std, noise)
+    _arguments.check_flag("mask_zero", mask_zero)
+    _arguments.check_flag("mean_one", mean_one)
     mean, std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, scale = _arguments.reduction_of(reduction, x.shape)
     rng = _rng.draw(x, noise, generator, rng)

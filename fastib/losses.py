@@ -19,6 +19,7 @@ from fastib._arguments import (
     check_floating,
     check_like,
     check_number,
+    is_dense,
 )
 from fastib.functional import gaussian_kl
 from fastib.schedules import Linear, Schedule
@@ -61,7 +62,7 @@ _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torc
 def _check(output: Any, target: Any, mu: Any, logvar: Any, kl: Any, per: str, free_bits: float = 0.0) -> None:
     """Checks all that a loss is given, before anything runs."""
     check_floating("output", output)
-    if not (isinstance(target, Tensor) and target.dtype in _INTEGERS and target.layout is torch.strided):
+    if not (isinstance(target, Tensor) and target.dtype in _INTEGERS and is_dense(target)):
         check_floating("target", target)
     if output.shape != target.shape:
         raise ValueError(f"output must have the shape of target, {tuple(target.shape)}, got {tuple(output.shape)}")

@@ -97,6 +97,8 @@ def information_dropout(
 ) -> tuple[Tensor, Tensor]:
     """See `fastib.information_dropout`."""
     _arguments.check_noisy("x", x, "log_std", log_std, noise)
+    _arguments.check_flag("mask_zero", mask_zero)
+    _arguments.check_flag("mean_one", mean_one)
     prior_mean, prior_log_std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, scale = _arguments.reduction_of(reduction, x.shape)
     noise = _noise(x, noise, generator, rng)

@@ -85,7 +85,8 @@ def test_noise_and_its_sources(name: str) -> None:
         ({"noise": F, "rng": rng}, ValueError, "rng must be None where noise is given"),
         ({"noise": F, "generator": generator}, ValueError, "generator must be None where noise is given"),
         ({"rng": rng, "generator": generator}, ValueError, "generator must be None where rng is given"),
-        ({"rng": torch.tensor([1.0, 2.0])}, ValueError, "rng must be an int64 tensor of shape .*torch.float32"),
+        ({"rng": torch.tensor([1.0, 2.0])}, TypeError, "rng must be an int64 tensor of shape .*torch.float32"),
+        ({"rng": rng.to_sparse()}, TypeError, "rng must be a dense tensor, got layout torch.sparse_coo"),
         ({"rng": torch.tensor([1, 2, 3])}, ValueError, r"rng must be an int64 tensor of shape .*\(3,\)"),
         ({"rng": rng.to("meta")}, ValueError, "rng must be on the device .*meta"),
         ({"rng": 5}, TypeError, "rng must be a torch.Tensor, got int"),
@@ -95,12 +96,23 @@ def test_noise_and_its_sources(name: str) -> None:
         _both(name, F, F, **kwargs, error=error, match=match)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", NOISY)
+def test_nested_tensors(name: str) -> None:
+    nested, rng = torch.nested.as_nested_tensor([F[0]] * 4), torch.nested.as_nested_tensor([torch.tensor([1, 2])])
+    _both(name, nested, F, error=TypeError, match=f"{FIRST[name]} must be a dense tensor, got a nested tensor")
+    _both(name, F, F, rng=rng, error=TypeError, match="rng must be a dense tensor, got a nested tensor")
+
+
 def test_bad_input_does_not_advance_the_generator() -> None:
     before = torch.get_rng_state()
     with pytest.raises(ValueError):
         fastib.reparameterize_with_kl(F, F, reduction="bad")
     with pytest.raises(ValueError):
         fastib.information_dropout(F, F, prior="bad")
+    for name in ("mask_zero", "mean_one"):
+        with pytest.raises(TypeError):
+            fastib.information_dropout(F, F, **{name: "no"})
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -151,6 +163,11 @@ def test_free_bits(kwargs: dict[str, Any], error: type[Exception], match: str) -
             ValueError,
             r"prior_log_std must have one element, got shape \(4, 3\)",
         ),
+        ({"mask_zero": "no"}, TypeError, "mask_zero must be a bool, got str"),
+        ({"mask_zero": 1}, TypeError, "mask_zero must be a bool, got int"),
+        ({"mean_one": None}, TypeError, "mean_one must be a bool, got NoneType"),
+        ({"prior": "log_normal", "prior_mean": float("nan")}, ValueError, "prior_mean must be a finite .*got nan"),
+        ({"prior": "log_normal", "prior_log_std": -float("inf")}, ValueError, "prior_log_std must be a .*got -inf"),
         ({"prior": "log_normal", "prior_mean": torch.tensor(1)}, TypeError, "prior_mean must be .*torch.int64"),
         (
             {"prior": "log_normal", "prior_mean": torch.zeros((), device="meta")},
