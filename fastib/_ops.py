@@ -165,7 +165,7 @@ def _over_leading(shape: torch.Size, of: torch.Size) -> bool:
 
 
 def _gradient_of_broadcast(which: int, grad: Tensor, distributions: Sequence[Any], options: Sequence[Any]) -> Tensor:
-    """The gradient by a prior that is broadcast over any dimensions: by the operator, after those became the leading."""
+    """The gradient by a prior broadcast over any dimensions: the operator's, after those became the leading ones."""
     reduction, scale, floor = options
     mu, prior = distributions[0], distributions[which]
     full = prior.reshape((1,) * (mu.dim() - prior.dim()) + prior.shape)

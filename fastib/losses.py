@@ -110,8 +110,8 @@ class BetaVAELoss(_VAELoss):
 
     Args:
         beta: the weight of the KL: a number, or a `Schedule` (beta = 1 is the evidence lower bound).
-        likelihood: "bernoulli" (output is logits, target in [0, 1], also as integers or bool) or "gaussian" (unit variance:
-            half the squared error, constants left out).
+        likelihood: "bernoulli" (output is logits, target in [0, 1]) or "gaussian" (unit variance: half the squared
+            error, constants left out). A target of integers or bool is converted.
         free_bits: floor for the batch mean of each latent dimension's KL, in nats; see `fastib.gaussian_kl`.
 
     Call it with `(output, target, mu, logvar)`, or with `(output, target, kl=kl)` where `kl` is the batch mean that
