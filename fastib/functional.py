@@ -16,8 +16,8 @@ device. The backward pass draws it again instead of storing it. Under torch.comp
 
 Results of compiled kernels are the same bits on every run and for every number of threads. Non-finite inputs propagate
 as in the plain expression. Wrong arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError
-for a wrong shape, device or value. Gradients are once differentiable, and a second derivative raises; those linear in the
-incoming gradient (of `log_variance_penalty`, and of `reparameterize` by mu) are differentiable again.
+for a wrong shape, device or value. Gradients are once differentiable, and a second derivative raises; those linear in
+the incoming gradient (of `log_variance_penalty`, and of `reparameterize` by mu) are differentiable again.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def reparameterize_with_kl(
         rng: int64 [2] on the device of `mu`: fixes the noise, or repeats that of another call.
 
     Returns:
-        (z, kl): the sample, with the shape, dtype and strides of `mu` (of `torch.empty_like(mu)`, if `mu` is not dense),
-        and the KL in nats, in float32 (float64 for float64).
+        (z, kl): the sample, with the shape, dtype and strides of `mu` (of `torch.empty_like(mu)`, if `mu` is not
+        dense), and the KL in nats, in float32 (float64 for float64).
 
     Gradients: mu, logvar, through both results in one pass, and noise if it requires one. Between the passes only the
     inputs and the 16 bytes of `rng` are kept.
@@ -262,8 +262,8 @@ def information_dropout(
         rng: int64 [2] on the device of `x`: fixes the noise, or repeats that of another call.
 
     Returns:
-        (z, kl): the noisy activations, with the shape, dtype and strides of `x` (of `torch.empty_like(x)`, if `x` is not
-        dense), and the KL in nats, in float32 (float64 for float64).
+        (z, kl): the noisy activations, with the shape, dtype and strides of `x` (of `torch.empty_like(x)`, if `x` is
+        not dense), and the KL in nats, in float32 (float64 for float64).
 
     The KL is per sample. The authors divide theirs by the number N of training samples and average the cross-entropy:
     their beta is N times ours (beta = 3 on CIFAR-10 is 6e-5 here).
