@@ -194,10 +194,12 @@ class GaussianKL(Function):
         mu, logvar, prior_mu, prior_logvar = saved
         reduction, scale, floor = ctx.options
         needed = ctx.needs_input_grad[:4]
-        wanted = needed[0] + 2 * needed[1] + 4 * needed[2] + 8 * needed[3]
+        if prior_mu is None:  # the usual case, and short
+            wanted = needed[0] + 2 * needed[1]
+            d_mu, d_logvar, *_ = gaussian_kl_backward(grad, mu, logvar, None, None, reduction, scale, floor, wanted)
+            return d_mu if needed[0] else None, d_logvar if needed[1] else None, None, None, None, None, None
         elsewhere = [i for i in (2, 3) if needed[i] and not _over_leading(saved[i].shape, mu.shape)]
-        for i in elsewhere:
-            wanted -= 1 << i
+        wanted = sum(1 << i for i in range(4) if needed[i] and i not in elsewhere)
         grads = list(gaussian_kl_backward(grad, mu, logvar, prior_mu, prior_logvar, reduction, scale, floor, wanted))
         for i in elsewhere:
             grads[i] = _gradient_of_broadcast(i, grad, saved, ctx.options)
