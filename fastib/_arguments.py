@@ -6,11 +6,13 @@ Everything is checked before anything runs, and an error names the argument and 
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
+LARGEST = sys.float_info.max
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -32,13 +34,23 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_floating(name: str, value: Any) -> None:
-    if isinstance(value, Tensor) and value.dtype in FLOATING and value.layout is torch.strided:
+    if isinstance(value, Tensor) and value.dtype in FLOATING and is_dense(value):
         return
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
-    raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    check_dense(name, value)
+
+
+def is_dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not value.is_nested
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    if not is_dense(value):
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
 
 
 def check_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
@@ -52,6 +64,10 @@ def check_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
 def check_dtype_and_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.dtype != other.dtype:
         raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}")
+    check_device(name, value, other_name, other)
+
+
+def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
@@ -64,17 +80,15 @@ def check_noisy(name: str, x: Any, other_name: str, other: Any, noise: Any) -> N
         check_like("noise", noise, name, x)
 
 
-def broadcast(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
-    """`value` expanded to the shape of `other`, whose dtype and device it must have."""
+def check_broadcast(name: str, value: Any, other_name: str, other: Tensor) -> None:
+    """Raises unless `value` broadcasts to the shape of `other`, whose dtype and device it must have."""
     check_floating(name, value)
-    assert isinstance(value, Tensor)
     check_dtype_and_device(name, value, other_name, other)
-    try:
-        return value.expand(other.shape)
-    except RuntimeError:
+    pairs = zip(value.shape[::-1], other.shape[::-1], strict=False)
+    if value.dim() > other.dim() or not all(size == 1 or size == whole for size, whole in pairs):
         raise ValueError(
             f"{name} must broadcast to the shape of {other_name}, {tuple(other.shape)}, got {tuple(value.shape)}"
-        ) from None
+        )
 
 
 def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
@@ -83,11 +97,11 @@ def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
         check_floating(name, value)
         if value.numel() != 1:
             raise ValueError(f"{name} must have one element, got shape {tuple(value.shape)}")
-        if value.device != other.device:
-            raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
+        check_device(name, value, other_name, other)
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor of one element, got {type(value).__name__}")
+    check_number(name, value)
     return torch.tensor(float(value), dtype=accumulate_dtype(other.dtype), device=other.device)
 
 
@@ -96,10 +110,16 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value >= minimum):
+    # By comparison: math.isfinite refuses huge ints, and torch.compile its symbolic numbers.
+    if not (-LARGEST <= value <= LARGEST and value >= minimum):
         bound = "" if minimum == -math.inf else f" of at least {minimum:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
 

@@ -2,13 +2,14 @@
 
 Kernels register their implementation under these schemas: C++ ones when fastib._C is loaded, the plain-PyTorch
 `reference.KERNELS` beneath them. Only this file calls torch.ops.fastib. `reduction` is a `Reduction`, and `scale`
-multiplies what it gives; noise comes from `noise`, or else from `rng`.
+multiplies what it gives; a `floor` above 0 holds for each element before that. Noise comes from `noise`, or else from
+`rng`. `wanted` has bit i set where gradient i is wanted; the others are empty tensors.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,35 +19,41 @@ from torch.autograd import Function
 from fastib import reference
 from fastib._arguments import Reduction, accumulate_dtype
 
-_Backward = TypeVar("_Backward", bound=Callable[..., Any])
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
 
 class _NoSecondDerivative(Function):
-    """The identity, whose derivative raises."""
+    """The identity of the first `count` tensors, as a function of them all, whose derivative raises."""
 
     @staticmethod
-    def forward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        return tuple(grad.view_as(grad) for grad in grads)
+    def forward(ctx: Any, count: int, *tensors: Any) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError("fastib's gradients are once differentiable: second derivatives are not offered")
 
 
-def _once_differentiable(backward: _Backward) -> _Backward:
-    """Makes a second derivative raise, also where only the inputs, and not the incoming gradients, require one."""
+def _once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives `backward(ctx, saved, *grads)` its saved tensors, and makes a second derivative raise.
+
+    The guard is a function of all that the gradients depend on, so it lies on every path from them to an input. An
+    incoming gradient that is handed on as it came needs none.
+    """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grads: Tensor | None) -> Any:
+        saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
         if not torch.is_grad_enabled():  # no graph of the gradients is asked for: the usual case
-            return backward(ctx, *grads)
+            return backward(ctx, saved, *grads)
         with torch.no_grad():
-            results = backward(ctx, *grads)
-        guarded = iter(_NoSecondDerivative.apply(*(t.detach().requires_grad_() for t in results if t is not None)))
-        return tuple(None if t is None else next(guarded) for t in results)
+            results = backward(ctx, saved, *grads)
+        bare = [t for t in results if t is not None and not any(t is grad for grad in grads)]
+        guarded = _NoSecondDerivative.apply(len(bare), *bare, *saved, *grads) if bare else ()
+        guard_of = dict(zip(map(id, bare), guarded, strict=True))
+        return tuple(guard_of.get(id(t), t) for t in results)
 
-    return cast(_Backward, wrapper)
+    return wrapper
 
 
 _library = torch.library.Library("fastib", "DEF")
@@ -99,8 +106,8 @@ class Reparameterize(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
-        logvar, noise, rng = ctx.saved_tensors
+    def backward(ctx: Any, saved: tuple[Any, ...], grad_z: Tensor) -> tuple[Tensor | None, ...]:
+        logvar, noise, rng = saved
         d_logvar = None
         if ctx.needs_input_grad[1]:
             d_logvar = reparameterize_backward(grad_z, logvar, noise, rng)
@@ -108,19 +115,33 @@ class Reparameterize(Function):
         return grad_z, d_logvar, d_noise, None
 
 
-_PRIORS = "Tensor? prior_mu, Tensor? prior_logvar"
+_DISTRIBUTIONS = "Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar"
 
 
-@_operator(f"gaussian_kl(Tensor mu, Tensor logvar, {_PRIORS}, int reduction, float scale) -> Tensor")
+@_operator(f"gaussian_kl({_DISTRIBUTIONS}, int reduction, float scale, float floor) -> Tensor")
 def gaussian_kl(
-    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, reduction: int, scale: float
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    reduction: int,
+    scale: float,
+    floor: float,
 ) -> Tensor:
     return _reduced(mu, reduction)
 
 
+def _gradients(wanted: int, *like: Tensor | None) -> tuple[Tensor, ...]:
+    """The fakes of gradients like those of `like` that are wanted."""
+    return tuple(
+        torch.empty_like(cast(Tensor, t)) if wanted >> i & 1 else cast(Tensor, like[0]).new_empty(0)
+        for i, t in enumerate(like)
+    )
+
+
 @_operator(
-    f"gaussian_kl_backward(Tensor grad, Tensor mu, Tensor logvar, {_PRIORS}, int reduction, float scale, "
-    "bool prior_needs_grad) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"gaussian_kl_backward(Tensor grad, {_DISTRIBUTIONS}, int reduction, float scale, float floor, int wanted) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def gaussian_kl_backward(
     grad: Tensor,
@@ -130,37 +151,59 @@ def gaussian_kl_backward(
     prior_logvar: Tensor | None,
     reduction: int,
     scale: float,
-    prior_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    unneeded = mu.new_empty(0), mu.new_empty(0)
-    priors = (torch.empty_like(mu), torch.empty_like(mu)) if prior_needs_grad else unneeded
-    return torch.empty_like(mu), torch.empty_like(logvar), *priors
+    floor: float,
+    wanted: int,
+) -> tuple[Tensor, ...]:
+    return _gradients(wanted, mu, logvar, prior_mu, prior_logvar)
+
+
+def _over_leading(shape: torch.Size, of: torch.Size) -> bool:
+    """Whether a tensor of `shape` broadcasts to `of` over leading dimensions alone."""
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape == of[len(of) - len(shape) :]
+
+
+def _gradient_of_broadcast(which: int, grad: Tensor, distributions: Sequence[Any], options: Sequence[Any]) -> Tensor:
+    """The gradient by a prior broadcast over any dimensions: the operator's, after those became the leading ones."""
+    reduction, scale, floor = options
+    mu, prior = distributions[0], distributions[which]
+    full = prior.reshape((1,) * (mu.dim() - prior.dim()) + prior.shape)
+    order = [d for d in range(mu.dim()) if full.shape[d] == 1] + [d for d in range(mu.dim()) if full.shape[d] != 1]
+    grad = reference.spread(grad, mu.shape, reduction).permute(order)
+    mu, logvar, prior_mu, prior_logvar = (
+        full.permute(order) if t is prior else t.expand(mu.shape).permute(order) for t in distributions
+    )
+    wanted = 1 << which
+    result = gaussian_kl_backward(grad, mu, logvar, prior_mu, prior_logvar, Reduction.NONE, scale, floor, wanted)[which]
+    return result.permute([order.index(d) for d in range(mu.dim())]).reshape(prior.shape)
 
 
 class GaussianKL(Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        mu: Tensor,
-        logvar: Tensor,
-        prior_mu: Tensor | None,
-        prior_logvar: Tensor | None,
-        reduction: int,
-        scale: float,
+        ctx: Any, mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, *options: Any
     ) -> Tensor:
         ctx.save_for_backward(mu, logvar, prior_mu, prior_logvar)
-        ctx.reduction, ctx.scale = reduction, scale
-        return gaussian_kl(mu, logvar, prior_mu, prior_logvar, reduction, scale)
+        ctx.options = options
+        return gaussian_kl(mu, logvar, prior_mu, prior_logvar, *options)
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mu, logvar, prior_mu, prior_logvar = ctx.saved_tensors
-        prior_needs_grad = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        grads = gaussian_kl_backward(
-            grad, mu, logvar, prior_mu, prior_logvar, ctx.reduction, ctx.scale, prior_needs_grad
-        )
-        return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None, None
+    def backward(ctx: Any, saved: tuple[Any, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        mu, logvar, prior_mu, prior_logvar = saved
+        reduction, scale, floor = ctx.options
+        needed = ctx.needs_input_grad[:4]
+        if prior_mu is None:  # the usual case, and short
+            wanted = needed[0] + 2 * needed[1]
+            d_mu, d_logvar, *_ = gaussian_kl_backward(grad, mu, logvar, None, None, reduction, scale, floor, wanted)
+            return d_mu if needed[0] else None, d_logvar if needed[1] else None, None, None, None, None, None
+        elsewhere = [i for i in (2, 3) if needed[i] and not _over_leading(saved[i].shape, mu.shape)]
+        wanted = sum(1 << i for i in range(4) if needed[i] and i not in elsewhere)
+        grads = list(gaussian_kl_backward(grad, mu, logvar, prior_mu, prior_logvar, reduction, scale, floor, wanted))
+        for i in elsewhere:
+            grads[i] = _gradient_of_broadcast(i, grad, saved, ctx.options)
+        return *(g if n else None for g, n in zip(grads, needed, strict=True)), None, None, None
 
 
 _NOISE = "Tensor? noise, Tensor? rng"
@@ -177,7 +220,7 @@ def reparameterize_with_kl(
 
 @_operator(
     "reparameterize_with_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, "
-    f"{_NOISE}, int reduction, float scale) -> (Tensor, Tensor)"
+    f"{_NOISE}, int reduction, float scale, int wanted) -> (Tensor, Tensor)"
 )
 def reparameterize_with_kl_backward(
     grad_z: Tensor | None,
@@ -188,8 +231,9 @@ def reparameterize_with_kl_backward(
     rng: Tensor | None,
     reduction: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(mu), torch.empty_like(logvar)
+    wanted: int,
+) -> tuple[Tensor, ...]:
+    return _gradients(wanted, mu, logvar)
 
 
 class ReparameterizeWithKL(Function):
@@ -210,17 +254,20 @@ class ReparameterizeWithKL(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, saved: tuple[Any, ...], grad_z: Tensor | None, grad_kl: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if grad_z is None and grad_kl is None:
             return (None,) * 6
-        mu, logvar, noise, rng = ctx.saved_tensors
+        mu, logvar, noise, rng = saved
+        by_mu, by_logvar, by_noise, *_ = ctx.needs_input_grad
         d_mu, d_logvar = reparameterize_with_kl_backward(
-            grad_z, grad_kl, mu, logvar, noise, rng, ctx.reduction, ctx.scale
+            grad_z, grad_kl, mu, logvar, noise, rng, ctx.reduction, ctx.scale, by_mu + 2 * by_logvar
         )
         d_noise = None
-        if ctx.needs_input_grad[2] and grad_z is not None:
+        if by_noise and grad_z is not None:
             d_noise = reference.noise_grad(grad_z, logvar)
-        return d_mu, d_logvar, d_noise, None, None, None
+        return d_mu if by_mu else None, d_logvar if by_logvar else None, d_noise, None, None, None
 
 
 @_operator("log_variance_penalty(Tensor logvar, int reduction, float scale) -> Tensor")
@@ -235,8 +282,7 @@ class LogVariancePenalty(Function):
         return log_variance_penalty(logvar, reduction, scale)
 
     @staticmethod
-    @_once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # linear: autograd differentiates it again
         grad = (grad * (-0.5 * ctx.scale)).to(ctx.dtype)
         if ctx.reduction == Reduction.SAMPLE and ctx.shape:
             grad = grad.unsqueeze(-1)
@@ -255,13 +301,14 @@ def information_dropout(x: Tensor, log_std: Tensor, *rest: Any) -> tuple[Tensor,
 
 
 @_operator(
-    f"information_dropout_backward(Tensor? grad_z, Tensor? grad_kl, {_DROPOUT}) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"information_dropout_backward(Tensor? grad_z, Tensor? grad_kl, {_DROPOUT}, int wanted) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def information_dropout_backward(
     grad_z: Tensor | None, grad_kl: Tensor | None, x: Tensor, log_std: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     dtype = accumulate_dtype(x.dtype)
-    return torch.empty_like(x), torch.empty_like(log_std), x.new_empty((), dtype=dtype), x.new_empty((), dtype=dtype)
+    return *_gradients(rest[-1], x, log_std), x.new_empty((), dtype=dtype), x.new_empty((), dtype=dtype)
 
 
 class InformationDropout(Function):
@@ -284,19 +331,23 @@ class InformationDropout(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+    def backward(
+        ctx: Any, saved: tuple[Any, ...], grad_z: Tensor | None, grad_kl: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         nothing = (None,) * (1 + len(ctx.options))
         if grad_z is None and grad_kl is None:
             return None, None, None, None, None, *nothing
-        d_x, d_log_std, d_mean, d_prior_log_std = information_dropout_backward(grad_z, grad_kl, *tensors, *ctx.options)
-        x, log_std, prior_mean, prior_log_std, noise, _ = tensors
+        by_x, by_log_std, *_ = ctx.needs_input_grad
+        d_x, d_log_std, d_mean, d_prior_log_std = information_dropout_backward(
+            grad_z, grad_kl, *saved, *ctx.options, by_x + 2 * by_log_std
+        )
+        x, log_std, prior_mean, prior_log_std, noise, _ = saved
         d_noise = None
         if ctx.needs_input_grad[4] and grad_z is not None:
             d_noise = reference.dropout_noise_grad(grad_z, x, log_std, noise, mean_one=ctx.options[2])
         return (
-            d_x,
-            d_log_std,
+            d_x if by_x else None,
+            d_log_std if by_log_std else None,
             None if prior_mean is None else d_mean.to(prior_mean.dtype).reshape(prior_mean.shape),
             None if prior_log_std is None else d_prior_log_std.to(prior_log_std.dtype).reshape(prior_log_std.shape),
             d_noise,

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastib._arguments import check_dense
+
 _LOW = 0xFFFFFFFF
+_END = 2**63 - 1
 
 
 def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
     """The rng of one call: the one given, or one drawn from `generator` or torch's own; None where noise is given."""
     if noise is None and rng is None and generator is None:
-        return torch.empty(2, dtype=torch.int64, device=like.device).random_()
+        return torch.randint(_END, (2,), device=like.device)  # what torch.compile traces; random_ it does not
     given = [name for name, value in (("noise", noise), ("rng", rng), ("generator", generator)) if value is not None]
     if len(given) > 1:
         raise ValueError(f"{given[1]} must be None where {given[0]} is given")
@@ -31,14 +34,17 @@ def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != like.device.type:
         raise ValueError(f"generator must be on the device of the inputs, {like.device}, got {generator.device}")
-    return torch.empty(2, dtype=torch.int64, device=like.device).random_(generator=generator)
+    return torch.randint(_END, (2,), device=like.device, generator=generator)
 
 
 def _check_rng(rng: Any, like: Tensor) -> Tensor:
     if not isinstance(rng, Tensor):
         raise TypeError(f"rng must be a torch.Tensor, got {type(rng).__name__}")
-    if rng.dtype != torch.int64 or rng.shape != (2,):
-        raise ValueError(f"rng must be an int64 tensor of shape (2,), got {rng.dtype} of shape {tuple(rng.shape)}")
+    if rng.dtype != torch.int64:
+        raise TypeError(f"rng must be an int64 tensor of shape (2,), got {rng.dtype}")
+    check_dense("rng", rng)
+    if rng.shape != (2,):
+        raise ValueError(f"rng must be an int64 tensor of shape (2,), got shape {tuple(rng.shape)}")
     if rng.device != like.device:
         raise ValueError(f"rng must be on the device of the inputs, {like.device}, got {rng.device}")
     return rng.contiguous()

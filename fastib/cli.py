@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = commands.add_parser(
         "demo", help="train a beta-VAE on sprites with fused and with plain losses, side by side"
     )
-    demo.add_argument("--seconds", type=float, default=60.0, help="time to train, for both together (default: 60)")
-    demo.add_argument("--output", type=Path, default=Path("fastib-demo"), help="folder for the picture")
+    demo.add_argument("--seconds", type=_seconds, default=60.0, help="time to train, for both together (default: 60)")
+    demo.add_argument("--output", type=_folder, default=Path("fastib-demo"), help="folder for the picture")
 
     # Its options are its own: benches/run.py parses them.
     commands.add_parser("bench", help="measure the operators against plain PyTorch (from a checkout)", add_help=False)
@@ -29,6 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return _demo(args.seconds, args.output)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)  # argparse words the error
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text}")
+    return seconds
+
+
+def _folder(text: str) -> Path:
+    folder = Path(text)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise argparse.ArgumentTypeError(f"must be a folder, or the name of a new one: {path} is a file")
+    return folder
 
 
 def _demo(seconds: float, output: Path) -> int:

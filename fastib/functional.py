@@ -12,11 +12,12 @@ Noise. A stochastic function takes at most one of `noise` (the noise itself, sha
 only if it requires one), `generator` (a `torch.Generator`), and `rng` (an int64 tensor [2], seed and offset, that fixes
 the noise). With none of them the seed comes from PyTorch's own generator, so `torch.manual_seed` governs it. The noise
 is a pure function of the seed and of the logical index of the element: it does not depend on strides, threads or
-device. The backward pass draws it again instead of storing it.
+device. The backward pass draws it again instead of storing it. Under torch.compile, dynamo refuses `generator`.
 
 Results of compiled kernels are the same bits on every run and for every number of threads. Non-finite inputs propagate
 as in the plain expression. Wrong arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError
-for a wrong shape, device or value. Gradients are once differentiable.
+for a wrong shape, device or value. Gradients are once differentiable, and a second derivative raises; those linear in
+the incoming gradient (of `log_variance_penalty`, and of `reparameterize` by mu) are differentiable again.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def reparameterize(
         rng: int64 [2] on the device of `mu`: fixes the noise, or repeats that of another call.
 
     Returns:
-        The sample, with the shape, dtype and strides of `mu`.
+        The sample, with the shape, dtype and strides of `mu` (of `torch.empty_like(mu)`, if `mu` is not dense).
 
     Gradients: mu, logvar (g (z - mu) / 2, with the noise drawn again), and noise if it requires one.
 
@@ -122,27 +123,20 @@ def gaussian_kl(
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
     if prior_mu is not None or prior_logvar is not None:
         zero = mu.new_zeros(())
-        prior_mu = _arguments.broadcast("prior_mu", zero if prior_mu is None else prior_mu, "mu", mu)
-        prior_logvar = _arguments.broadcast("prior_logvar", zero if prior_logvar is None else prior_logvar, "mu", mu)
+        prior_mu, prior_logvar = (zero if prior is None else prior for prior in (prior_mu, prior_logvar))
+        _arguments.check_broadcast("prior_mu", prior_mu, "mu", mu)
+        _arguments.check_broadcast("prior_logvar", prior_logvar, "mu", mu)
+        # A prior may be a tensor of the posterior too, but torch.compile refuses to trace the same one twice.
+        prior_mu, prior_logvar = prior_mu.view_as(prior_mu), prior_logvar.view_as(prior_logvar)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction)
-    distributions = mu, logvar, prior_mu, prior_logvar
     kl: Tensor
-    if free_bits == 0:
-        kl = _ops.GaussianKL.apply(*distributions, kind, scale)
+    if free_bits == 0 or free_bits_per == "element":
+        kl = _ops.GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, kind, scale, free_bits)
         return kl
-    if free_bits_per == "element":
-        kl = _ops.GaussianKL.apply(*distributions, Reduction.NONE, 1.0)
-        return _reduce_elements(kl.clamp(min=free_bits), kind, scale)
     batch = _arguments.batch_size(mu.shape)
     over = Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM
-    kl = _ops.GaussianKL.apply(*distributions, over, 1 / max(batch, 1))
+    kl = _ops.GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, over, 1 / max(batch, 1), 0.0)
     return kl.clamp(min=free_bits).sum() * (scale * batch)
-
-
-def _reduce_elements(kl: Tensor, kind: int, scale: float) -> Tensor:
-    if kind == Reduction.NONE:
-        return kl
-    return kl.sum(-1) if kind == Reduction.SAMPLE and kl.dim() > 0 else kl.sum() * scale
 
 
 def reparameterize_with_kl(
@@ -168,8 +162,8 @@ def reparameterize_with_kl(
         rng: int64 [2] on the device of `mu`: fixes the noise, or repeats that of another call.
 
     Returns:
-        (z, kl): the sample, with the shape, dtype and strides of `mu`, and the KL in nats, in float32 (float64 for
-        float64).
+        (z, kl): the sample, with the shape, dtype and strides of `mu` (of `torch.empty_like(mu)`, if `mu` is not
+        dense), and the KL in nats, in float32 (float64 for float64).
 
     Gradients: mu, logvar, through both results in one pass, and noise if it requires one. Between the passes only the
     inputs and the 16 bytes of `rng` are kept.
@@ -269,8 +263,8 @@ def information_dropout(
         rng: int64 [2] on the device of `x`: fixes the noise, or repeats that of another call.
 
     Returns:
-        (z, kl): the noisy activations, with the shape, dtype and strides of `x`, and the KL in nats, in float32 (float64
-        for float64).
+        (z, kl): the noisy activations, with the shape, dtype and strides of `x` (of `torch.empty_like(x)`, if `x` is
+        not dense), and the KL in nats, in float32 (float64 for float64).
 
     The KL is per sample. The authors divide theirs by the number N of training samples and average the cross-entropy:
     their beta is N times ours (beta = 3 on CIFAR-10 is 6e-5 here).
@@ -278,9 +272,10 @@ def information_dropout(
     Gradients: x, log_std, prior_mean, prior_log_std, and noise if it requires one.
 
     Raises:
-        TypeError: for a tensor of a wrong dtype, or not a tensor.
+        TypeError: for a tensor of a wrong dtype, or not a tensor, or `mask_zero` or `mean_one` not a bool.
         ValueError: if shapes or devices differ, `prior` or `reduction` is unknown, the log-uniform prior is given
-            parameters, a prior's parameter has more than one element, or more than one source of noise is given.
+            parameters, a prior's parameter has more than one element or is a number that is not finite, or more than
+            one source of noise is given.
 
     Source: Achille & Soatto 2018, "Information Dropout: learning optimal representations through noisy computation",
     propositions 2 and 3.
@@ -292,6 +287,8 @@ def information_dropout(
     (tensor(0.), tensor(1.))
     """
     _arguments.check_noisy("x", x, "log_std", log_std, noise)
+    _arguments.check_flag("mask_zero", mask_zero)
+    _arguments.check_flag("mean_one", mean_one)
     mean, std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, scale = _arguments.reduction_of(reduction, x.shape)
     rng = _rng.draw(x, noise, generator, rng)

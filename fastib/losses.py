@@ -6,13 +6,21 @@ Where a weight follows a schedule, call `step()` on the loss after each step of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastib._arguments import accumulate_dtype, check_choice, check_number
+from fastib._arguments import (
+    accumulate_dtype,
+    check_choice,
+    check_device,
+    check_floating,
+    check_like,
+    check_number,
+    is_dense,
+)
 from fastib.functional import gaussian_kl
 from fastib.schedules import Linear, Schedule
 
@@ -39,8 +47,6 @@ class _VAELoss(nn.Module):
 
     def _reconstruction(self, output: Tensor, target: Tensor) -> Tensor:
         """-log p(target | output) per sample, averaged over the batch."""
-        if output.shape != target.shape:
-            raise ValueError(f"output must have the shape of target, {tuple(target.shape)}, got {tuple(output.shape)}")
         output = output.to(accumulate_dtype(output.dtype))
         target = target.to(output.dtype)
         if self.likelihood == "bernoulli":
@@ -50,17 +56,50 @@ class _VAELoss(nn.Module):
         return total / output.shape[0]
 
 
-def _kl(mu: Tensor | None, logvar: Tensor | None, kl: Tensor | None, reduction: str, free_bits: float) -> Tensor:
-    """The KL given, or that of the posterior given."""
-    if kl is not None:
-        if mu is not None or logvar is not None:
-            raise ValueError("kl must be None where mu and logvar are given")
-        if free_bits > 0:
-            raise ValueError(f"kl must be None with free_bits={free_bits}, which needs mu and logvar")
-        return kl
-    if mu is None or logvar is None:
-        raise ValueError("mu and logvar must both be given where kl is not")
-    return gaussian_kl(mu, logvar, reduction=reduction, free_bits=free_bits)
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _check(output: Any, target: Any, mu: Any, logvar: Any, kl: Any, per: str, free_bits: float = 0.0) -> None:
+    """Checks all that a loss is given, before anything runs."""
+    check_floating("output", output)
+    if not (isinstance(target, Tensor) and target.dtype in _INTEGERS and is_dense(target)):
+        check_floating("target", target)
+    if output.shape != target.shape:
+        raise ValueError(f"output must have the shape of target, {tuple(target.shape)}, got {tuple(output.shape)}")
+    if output.dim() == 0:
+        raise ValueError("output must have the batch as its first dimension, got shape ()")
+    check_device("target", target, "output", output)
+    batch = output.shape[0]
+    if kl is None:
+        if mu is None or logvar is None:
+            raise ValueError("mu and logvar must both be given where kl is not")
+        check_floating("mu", mu)
+        check_device("mu", mu, "output", output)
+        if mu.shape[:1] != output.shape[:1]:
+            raise ValueError(f"mu must have the batch size of output, {batch}, got shape {tuple(mu.shape)}")
+        check_like("logvar", logvar, "mu", mu)
+        return
+    if mu is not None or logvar is not None:
+        raise ValueError("kl must be None where mu and logvar are given")
+    if free_bits > 0:
+        raise ValueError(f"kl must be None with free_bits={free_bits}, which needs mu and logvar")
+    check_floating("kl", kl)
+    check_device("kl", kl, "output", output)
+    if per == "batch" and kl.dim() != 0:
+        raise ValueError(f"kl must be a scalar, the mean of the batch, got shape {tuple(kl.shape)}")
+    if per == "sample" and kl.shape != output.shape[:1]:
+        raise ValueError(f"kl must have one value per sample, {batch}, got shape {tuple(kl.shape)}")
+
+
+def _value(schedule: Schedule, kl: Tensor) -> Tensor:
+    """In the precision of the loss, which the exact value in float64 would raise."""
+    return schedule.value.to(accumulate_dtype(kl.dtype))
+
+
+def _kl_of_samples(mu: Tensor, logvar: Tensor) -> Tensor:
+    """Summed over all dimensions but the first."""
+    mu, logvar = (t.flatten(1) if t.dim() > 1 else t.unsqueeze(1) for t in (mu, logvar))
+    return gaussian_kl(mu, logvar, reduction="sample")
 
 
 class BetaVAELoss(_VAELoss):
@@ -71,8 +110,8 @@ class BetaVAELoss(_VAELoss):
 
     Args:
         beta: the weight of the KL: a number, or a `Schedule` (beta = 1 is the evidence lower bound).
-        likelihood: "bernoulli" (output is logits, target in [0, 1]) or "gaussian" (unit variance:
-            half the squared error, constants left out).
+        likelihood: "bernoulli" (output is logits, target in [0, 1]) or "gaussian" (unit variance: half the squared
+            error, constants left out). A target of integers or bool is converted.
         free_bits: floor for the batch mean of each latent dimension's KL, in nats; see `fastib.gaussian_kl`.
 
     Call it with `(output, target, mu, logvar)`, or with `(output, target, kl=kl)` where `kl` is the batch mean that
@@ -113,16 +152,19 @@ class BetaVAELoss(_VAELoss):
         *,
         kl: Tensor | None = None,
     ) -> VAETerms:
-        kl = _kl(mu, logvar, kl, "batchmean", self.free_bits)
+        _check(output, target, mu, logvar, kl, "batch", self.free_bits)
+        if mu is not None and logvar is not None:
+            kl = gaussian_kl(mu, logvar, free_bits=self.free_bits)
+        assert kl is not None
         reconstruction = self._reconstruction(output, target)
-        beta = self.beta.value if isinstance(self.beta, Schedule) else self.beta
+        beta = _value(self.beta, kl) if isinstance(self.beta, Schedule) else self.beta
         return VAETerms(reconstruction + beta * kl, reconstruction.detach(), kl.detach())
 
 
 class AnnealedVAELoss(_VAELoss):
     """Reconstruction + gamma |KL - C|, with a capacity C that grows with the optimiser step::
 
-        kl = (mu**2 + torch.expm1(logvar) - logvar).sum(-1) / 2
+        kl = (mu**2 + torch.expm1(logvar) - logvar).flatten(1).sum(1) / 2
         reconstruction + gamma * (kl.mean() - C).abs()      # per="batch"
         reconstruction + gamma * (kl - C).abs().mean()      # per="sample"
 
@@ -178,11 +220,10 @@ class AnnealedVAELoss(_VAELoss):
         *,
         kl: Tensor | None = None,
     ) -> VAETerms:
-        kl = _kl(mu, logvar, kl, "batchmean" if self.per == "batch" else "sample", 0.0)
-        if self.per == "batch" and kl.dim() != 0:
-            raise ValueError(f"kl must be a scalar with per='batch', got shape {tuple(kl.shape)}")
-        if self.per == "sample" and kl.shape != target.shape[:1]:
-            raise ValueError(f"kl must have one value per sample, {target.shape[0]}, got shape {tuple(kl.shape)}")
+        _check(output, target, mu, logvar, kl, self.per)
+        if mu is not None and logvar is not None:
+            kl = gaussian_kl(mu, logvar) if self.per == "batch" else _kl_of_samples(mu, logvar)
+        assert kl is not None
         reconstruction = self._reconstruction(output, target)
-        constraint = torch.abs(kl - self.capacity.value).mean()
+        constraint = torch.abs(kl - _value(self.capacity, kl)).mean()
         return VAETerms(reconstruction + self.gamma * constraint, reconstruction.detach(), kl.detach().mean())

@@ -67,7 +67,7 @@ def gaussian_kl(
     _arguments.check_like("logvar", logvar, "mu", mu)
     for name, prior in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
         if prior is not None:
-            _arguments.broadcast(name, prior, "mu", mu)
+            _arguments.check_broadcast(name, prior, "mu", mu)
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction)
     kl = _kl_elements(mu, logvar, prior_mu, prior_logvar)
@@ -117,6 +117,8 @@ def information_dropout(
 ) -> tuple[Tensor, Tensor]:
     """See `fastib.information_dropout`."""
     _arguments.check_noisy("x", x, "log_std", log_std, noise)
+    _arguments.check_flag("mask_zero", mask_zero)
+    _arguments.check_flag("mean_one", mean_one)
     prior_mean, prior_log_std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, scale = _arguments.reduction_of(reduction, x.shape)
     noise = _noise(x, noise, generator, rng)
@@ -193,11 +195,11 @@ def _reduce(values: Tensor, kind: int, scale: float) -> Tensor:
     return values.sum(0 if kind == Reduction.BATCH else -1) * scale
 
 
-def _spread(grad: Tensor, like: Tensor, kind: int, scale: float) -> Tensor:
-    """The gradient of `_reduce`."""
-    if kind == Reduction.SAMPLE and like.dim() > 0:
+def spread(grad: Tensor, shape: torch.Size, kind: int) -> Tensor:
+    """The gradient of `_reduce`, but for the scale, as a view."""
+    if kind == Reduction.SAMPLE and shape:
         grad = grad.unsqueeze(-1)
-    return (grad * scale).expand(like.shape)
+    return grad.expand(shape)
 
 
 def _kl_elements(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
@@ -284,9 +286,22 @@ def _noise_kernel(noise: Tensor | None, rng: Tensor | None, like: Tensor) -> Ten
     return _rng.normal(rng, like.shape, dtype)
 
 
+def _check_reduction_with_noise(reduction: int) -> None:
+    if reduction == Reduction.BATCH:  # as the compiled kernels, whose noise comes in groups of elements
+        raise RuntimeError("fastib: noise with a reduction over the first dimension")
+
+
 def _dense(values: Tensor, like: Tensor) -> Tensor:
     """`values` with the dtype and strides that the kernel's output has."""
     return torch.empty_like(like).copy_(values)
+
+
+def _wanted(wanted: int, *gradients: tuple[Tensor | None, Tensor]) -> tuple[Tensor, ...]:
+    """Of pairs of values and what the gradient is like: the gradient, summed where that is broadcast, or nothing."""
+    return tuple(
+        _dense(values.sum_to_size(like.shape), like) if wanted >> i & 1 and values is not None else like.new_empty(0)
+        for i, (values, like) in enumerate(gradients)
+    )
 
 
 def _reparameterize_kernel(mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None) -> Tensor:
@@ -300,9 +315,17 @@ def _reparameterize_backward(grad_z: Tensor, logvar: Tensor, noise: Tensor | Non
 
 
 def _gaussian_kl_kernel(
-    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, reduction: int, scale: float
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    reduction: int,
+    scale: float,
+    floor: float,
 ) -> Tensor:
     kl = _kl_elements(mu, logvar, prior_mu, prior_logvar)
+    if floor > 0:
+        kl = kl.clamp(min=floor)
     return (
         _dense(kl, torch.empty_like(mu, dtype=kl.dtype))
         if reduction == Reduction.NONE
@@ -318,24 +341,28 @@ def _gaussian_kl_backward(
     prior_logvar: Tensor | None,
     reduction: int,
     scale: float,
-    prior_needs_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    floor: float,
+    wanted: int,
+) -> tuple[Tensor, ...]:
     m, lv = _accumulate(mu, logvar)
-    g = _spread(grad, m, reduction, scale)
+    g = spread(grad * scale, m.shape, reduction)
+    if floor > 0:
+        g = torch.where(_kl_elements(mu, logvar, prior_mu, prior_logvar) >= floor, g, 0.0)
     if prior_mu is None or prior_logvar is None:
-        return _dense(g * m, mu), _dense(g * (torch.expm1(lv) / 2), logvar), mu.new_empty(0), mu.new_empty(0)
+        return _wanted(wanted, (g * m, mu), (g * (torch.expm1(lv) / 2), logvar), (None, mu), (None, mu))
     p, pl = _accumulate(prior_mu, prior_logvar)
     ratio, by_mu = torch.expm1(lv - pl), (m - p) * torch.exp(-pl)
-    d_mu, d_logvar = _dense(g * by_mu, mu), _dense(g * (ratio / 2), logvar)
-    if not prior_needs_grad:
-        return d_mu, d_logvar, mu.new_empty(0), mu.new_empty(0)
-    return d_mu, d_logvar, _dense(-g * by_mu, mu), _dense(-g * ((ratio + (m - p) * by_mu) / 2), mu)
+    by_prior_logvar = -(ratio + (m - p) * by_mu) / 2
+    return _wanted(
+        wanted, (g * by_mu, mu), (g * (ratio / 2), logvar), (-g * by_mu, prior_mu), (g * by_prior_logvar, prior_logvar)
+    )
 
 
 def _reparameterize_with_kl_kernel(
     mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None, reduction: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    kl = _gaussian_kl_kernel(mu, logvar, None, None, reduction, scale)
+    _check_reduction_with_noise(reduction)
+    kl = _gaussian_kl_kernel(mu, logvar, None, None, reduction, scale, 0.0)
     return _reparameterize_kernel(mu, logvar, noise, rng), kl
 
 
@@ -348,7 +375,8 @@ def _reparameterize_with_kl_backward(
     rng: Tensor | None,
     reduction: int,
     scale: float,
-) -> tuple[Tensor, Tensor]:
+    wanted: int,
+) -> tuple[Tensor, ...]:
     m, lv = _accumulate(mu, logvar)
     d_mu, d_logvar = torch.zeros_like(m), torch.zeros_like(lv)
     if grad_z is not None:
@@ -356,10 +384,10 @@ def _reparameterize_with_kl_backward(
         d_mu = d_mu + gz
         d_logvar = d_logvar + gz * torch.exp(lv / 2) * _noise_kernel(noise, rng, mu) / 2
     if grad_kl is not None:
-        gk = _spread(grad_kl, m, reduction, scale)
+        gk = spread(grad_kl * scale, m.shape, reduction)
         d_mu = d_mu + gk * m
         d_logvar = d_logvar + gk * (torch.expm1(lv) / 2)
-    return _dense(d_mu, mu), _dense(d_logvar, logvar)
+    return _wanted(wanted, (d_mu, mu), (d_logvar, logvar))
 
 
 def _log_variance_penalty_kernel(logvar: Tensor, reduction: int, scale: float) -> Tensor:
@@ -382,6 +410,7 @@ def _information_dropout_kernel(
     reduction: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    _check_reduction_with_noise(reduction)
     f, a = _accumulate(x, log_std)
     eps = _noise_kernel(noise, rng, x)
     z, kl = _dropout(f, a, eps, prior_mean, prior_log_std, log_normal, mask_zero, mean_one)
@@ -404,7 +433,8 @@ def _information_dropout_backward(
     mean_one: bool,
     reduction: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted: int,
+) -> tuple[Tensor, ...]:
     f, a = _accumulate(x, log_std)
     eps = _noise_kernel(noise, rng, x)
     std = torch.exp(a)
@@ -416,19 +446,19 @@ def _information_dropout_backward(
         d_x = d_x + by_x
         d_log_std = d_log_std + by_x * f * (std * eps - variance)
     if grad_kl is not None:
-        g = _spread(grad_kl, f, reduction, scale)
+        g = spread(grad_kl * scale, f.shape, reduction)
         if log_normal:
             assert prior_mean is not None and prior_log_std is not None
-            m, precision = prior_mean.to(f.dtype).reshape(()), torch.exp(-2 * prior_log_std.to(f.dtype).reshape(()))
-            deviation = torch.log(f) - variance / 2 - m
-            scaled = deviation * precision
-            d_x = d_x + g * scaled / f
-            d_log_std = d_log_std + g * (std**2 * precision - 1 - variance * scaled)
-            d_mean = -(g * scaled).sum()
-            d_prior_log_std = (g * (1 - std**2 * precision - deviation * scaled)).sum()
+            m, inverse = prior_mean.to(f.dtype).reshape(()), torch.exp(-prior_log_std.to(f.dtype).reshape(()))
+            deviation, ratio = (torch.log(f) - variance / 2 - m) * inverse, std * inverse
+            by_mean = deviation * inverse
+            d_x = d_x + g * by_mean / f
+            d_log_std = d_log_std + g * (ratio**2 - 1 - variance * by_mean)
+            d_mean = -(g * by_mean).sum()
+            d_prior_log_std = (g * (1 - ratio**2 - deviation**2)).sum()
         else:
             d_log_std = d_log_std - (torch.where(f > 0, g, 0.0) if mask_zero else g)
-    return _dense(d_x, x), _dense(d_log_std, log_std), d_mean, d_prior_log_std
+    return *_wanted(wanted, (d_x, x), (d_log_std, log_std)), d_mean, d_prior_log_std
 
 
 # Rows of the mixture that are in memory at once: at most so many numbers for their pairs.

@@ -18,14 +18,17 @@ from fastib._arguments import check_number
 
 
 class Schedule(nn.Module, abc.ABC):
-    """A number that depends on the optimiser step. Subclasses say how, in `at`."""
+    """A number that depends on the optimiser step. Subclasses say how, in `at`.
+
+    `value` is float64, whatever dtype the module is cast to, and on the module's device.
+    """
 
     value: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.steps = 0
-        self.register_buffer("value", torch.tensor(self.at(0)), persistent=False)
+        self.register_buffer("value", torch.tensor(self.at(0), dtype=torch.float64), persistent=False)
 
     @abc.abstractmethod
     def at(self, step: int) -> float:
@@ -35,6 +38,13 @@ class Schedule(nn.Module, abc.ABC):
         """Advances by one step of the optimiser."""
         self.steps += 1
         self.value.fill_(self.at(self.steps))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Schedule:
+        nn.Module._apply(self, fn, recurse)  # moves the buffer, and may have rounded it, or left it uninitialised
+        if self.value.dtype != torch.float64:
+            self.value = self.value.to(torch.float64)
+        self.value.fill_(self.at(self.steps))
+        return self
 
     def get_extra_state(self) -> dict[str, int]:
         return {"steps": self.steps}

@@ -85,7 +85,8 @@ def test_noise_and_its_sources(name: str) -> None:
         ({"noise": F, "rng": rng}, ValueError, "rng must be None where noise is given"),
         ({"noise": F, "generator": generator}, ValueError, "generator must be None where noise is given"),
         ({"rng": rng, "generator": generator}, ValueError, "generator must be None where rng is given"),
-        ({"rng": torch.tensor([1.0, 2.0])}, ValueError, "rng must be an int64 tensor of shape .*torch.float32"),
+        ({"rng": torch.tensor([1.0, 2.0])}, TypeError, "rng must be an int64 tensor of shape .*torch.float32"),
+        ({"rng": rng.to_sparse()}, TypeError, "rng must be a dense tensor, got layout torch.sparse_coo"),
         ({"rng": torch.tensor([1, 2, 3])}, ValueError, r"rng must be an int64 tensor of shape .*\(3,\)"),
         ({"rng": rng.to("meta")}, ValueError, "rng must be on the device .*meta"),
         ({"rng": 5}, TypeError, "rng must be a torch.Tensor, got int"),
@@ -95,12 +96,23 @@ def test_noise_and_its_sources(name: str) -> None:
         _both(name, F, F, **kwargs, error=error, match=match)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", NOISY)
+def test_nested_tensors(name: str) -> None:
+    nested, rng = torch.nested.as_nested_tensor([F[0]] * 4), torch.nested.as_nested_tensor([torch.tensor([1, 2])])
+    _both(name, nested, F, error=TypeError, match=f"{FIRST[name]} must be a dense tensor, got a nested tensor")
+    _both(name, F, F, rng=rng, error=TypeError, match="rng must be a dense tensor, got a nested tensor")
+
+
 def test_bad_input_does_not_advance_the_generator() -> None:
     before = torch.get_rng_state()
     with pytest.raises(ValueError):
         fastib.reparameterize_with_kl(F, F, reduction="bad")
     with pytest.raises(ValueError):
         fastib.information_dropout(F, F, prior="bad")
+    for name in ("mask_zero", "mean_one"):
+        with pytest.raises(TypeError):
+            fastib.information_dropout(F, F, **{name: "no"})
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -125,6 +137,7 @@ def test_priors_of_the_kl() -> None:
         ({"free_bits": -0.1}, ValueError, "free_bits must be a finite number of at least 0, got -0.1"),
         ({"free_bits": float("nan")}, ValueError, "free_bits must be a finite number .*got nan"),
         ({"free_bits": float("inf")}, ValueError, "free_bits must be a finite number .*got inf"),
+        ({"free_bits": 10**400}, ValueError, "free_bits must be a finite number .*got 1000"),
         ({"free_bits": "0.1"}, TypeError, "free_bits must be a number, got str"),
         ({"free_bits": True}, TypeError, "free_bits must be a number, got bool"),
         ({"free_bits_per": "batch"}, ValueError, "free_bits_per must be one of .*got 'batch'"),
@@ -150,6 +163,11 @@ def test_free_bits(kwargs: dict[str, Any], error: type[Exception], match: str) -
             ValueError,
             r"prior_log_std must have one element, got shape \(4, 3\)",
         ),
+        ({"mask_zero": "no"}, TypeError, "mask_zero must be a bool, got str"),
+        ({"mask_zero": 1}, TypeError, "mask_zero must be a bool, got int"),
+        ({"mean_one": None}, TypeError, "mean_one must be a bool, got NoneType"),
+        ({"prior": "log_normal", "prior_mean": float("nan")}, ValueError, "prior_mean must be a finite .*got nan"),
+        ({"prior": "log_normal", "prior_log_std": -float("inf")}, ValueError, "prior_log_std must be a .*got -inf"),
         ({"prior": "log_normal", "prior_mean": torch.tensor(1)}, TypeError, "prior_mean must be .*torch.int64"),
         (
             {"prior": "log_normal", "prior_mean": torch.zeros((), device="meta")},
@@ -161,6 +179,57 @@ def test_free_bits(kwargs: dict[str, Any], error: type[Exception], match: str) -
 )
 def test_dropout_priors(kwargs: dict[str, Any], error: type[Exception], match: str) -> None:
     _both("information_dropout", F, F, **kwargs, error=error, match=match)
+
+
+M, K = torch.zeros(4, 2), torch.zeros(4)
+LOSS_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"output": None}, TypeError, "output must be a torch.Tensor, got NoneType"),
+    ({"output": F.long()}, TypeError, "output must be .*got torch.int64"),
+    ({"output": F > 0}, TypeError, "output must be .*got torch.bool"),
+    ({"output": F.to(torch.complex64)}, TypeError, "output must be .*got torch.complex64"),
+    (
+        {"output": torch.zeros(()), "target": torch.zeros(())},
+        ValueError,
+        r"output must have the batch .*got shape \(\)",
+    ),
+    ({"target": [[0.0]]}, TypeError, "target must be a torch.Tensor, got list"),
+    ({"target": F.to(torch.complex64)}, TypeError, "target must be .*got torch.complex64"),
+    ({"target": F.long().to_sparse()}, TypeError, "target must be"),
+    ({"target": F.to("meta")}, ValueError, "target must be on the device of output, cpu, got meta"),
+    ({"target": M}, ValueError, r"output must have the shape of target, \(4, 2\), got \(4, 3\)"),
+    ({"mu": torch.zeros(5, 2)}, ValueError, r"mu must have the batch size of output, 4, got shape \(5, 2\)"),
+    ({"mu": torch.zeros(())}, ValueError, r"mu must have the batch size of output, 4, got shape \(\)"),
+    ({"mu": M.long()}, TypeError, "mu must be .*got torch.int64"),
+    ({"mu": M.to("meta")}, ValueError, "mu must be on the device of output, cpu, got meta"),
+    ({"logvar": torch.zeros(4, 5)}, ValueError, r"logvar must have the shape of mu, \(4, 2\), got \(4, 5\)"),
+    ({"logvar": 0.0}, TypeError, "logvar must be a torch.Tensor, got float"),
+    ({"kl": 1.0}, TypeError, "kl must be a torch.Tensor, got float"),
+    ({"kl": torch.tensor(1)}, TypeError, "kl must be .*got torch.int64"),
+    ({"kl": torch.tensor(1j)}, TypeError, "kl must be .*got torch.complex64"),
+    ({"kl": torch.zeros((), device="meta")}, ValueError, "kl must be on the device of output, cpu, got meta"),
+    ({"kl": torch.zeros(3)}, ValueError, r"kl must .*got shape \(3,\)"),
+    ({"kl": F}, ValueError, r"kl must .*got shape \(4, 3\)"),
+]
+
+
+@pytest.mark.parametrize("kwargs, error, match", LOSS_CALLS)
+@pytest.mark.parametrize(
+    "criterion", [losses.BetaVAELoss(), losses.AnnealedVAELoss(), losses.AnnealedVAELoss(per="sample")]
+)
+def test_what_the_losses_are_called_with(
+    criterion: torch.nn.Module, kwargs: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    good = {"output": F, "target": F} | ({} if "kl" in kwargs else {"mu": M, "logvar": M})
+    with pytest.raises(error, match=match):
+        criterion(**{**good, **kwargs})
+
+
+def test_a_kl_per_sample_is_not_that_of_the_batch() -> None:
+    for criterion in (losses.BetaVAELoss(), losses.AnnealedVAELoss()):
+        with pytest.raises(ValueError, match=r"kl must be a scalar, the mean of the batch, got shape \(4,\)"):
+            criterion(F, F, kl=K)
+    with pytest.raises(ValueError, match=r"kl must have one value per sample, 4, got shape \(\)"):
+        losses.AnnealedVAELoss(per="sample")(F, F, kl=F.sum())
 
 
 @pytest.mark.parametrize(

@@ -72,3 +72,21 @@ def test_without_matplotlib_nothing_is_trained(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ImportError, match=r"pip install 'fastib\[models\]'"):
         demo.run(steps=1, output=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "-inf", "soon"])
+def test_a_time_that_is_none(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["demo", f"--seconds={seconds}"])
+    assert "argument --seconds:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_output_in_place_of_a_file(below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["demo", "--seconds", "0", "--output", str(tmp_path / "file" / below)])
+    assert (
+        f"argument --output: must be a folder, or the name of a new one: {tmp_path / 'file'} is a file"
+        in capsys.readouterr().err
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from cases import CASES, DTYPES, LAYOUTS, VALUES, Make
@@ -25,7 +28,7 @@ def _assert_gradients(kl: torch.Tensor, plain: torch.Tensor, inputs: list[torch.
     grad = torch.randn(kl.shape, dtype=kl.dtype)
     ours, theirs = (torch.autograd.grad(out, inputs, grad) for out in (kl, plain))
     doubles = [t.detach().double() for t in (grad, *inputs)] + [None] * (4 - len(inputs))
-    options = *_arguments.reduction_of(reduction, inputs[0].shape), len(inputs) == 4
+    options = *_arguments.reduction_of(reduction, inputs[0].shape), 0.0, 2 ** len(inputs) - 1
     oracle = reference.KERNELS["gaussian_kl_backward"](*doubles, *options)
     scales = [None] * 4
     if len(inputs) == 4:
@@ -165,6 +168,95 @@ def test_prior_broadcasts_and_may_be_partial() -> None:
     assert torch.autograd.gradcheck(lambda a, b: fastib.gaussian_kl(mu, logvar, a, b), (mean, var))
 
 
+PRIOR_SHAPES: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = [
+    ((600, 7), (7,), ()),
+    ((600, 7), (1, 7), (600, 7)),
+    ((600, 7), (1, 1), (600, 1)),
+    ((3000,), (1,), ()),
+    ((700, 1100), (1100,), (1,)),
+    ((40, 9, 11), (9, 11), (11,)),
+    ((40, 9, 11), (40, 1, 11), (9, 1)),
+    ((40, 9, 11), (1, 9, 1), (40, 9, 1)),
+    ((1, 600), (600,), (1, 1)),
+    ((), (), ()),
+    ((0, 4), (4,), ()),
+    ((4, 0), (1,), (0,)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape, mean_shape, var_shape", PRIOR_SHAPES)
+@pytest.mark.parametrize("reduction", ["none", "sample", "batchmean"])
+def test_gradients_of_a_broadcast_prior(
+    kernels: str, shape: torch.Size, mean_shape: torch.Size, var_shape: torch.Size, dtype: torch.dtype, reduction: str
+) -> None:
+    inputs = [torch.randn(s).to(dtype).requires_grad_() for s in (shape, shape, mean_shape, var_shape)]
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    kl, oracle = fastib.gaussian_kl(*inputs, reduction=reduction), reference.gaussian_kl(*doubles, reduction=reduction)
+    grad = torch.randn(kl.shape, dtype=kl.dtype) / 100
+    ours = torch.autograd.grad(kl, inputs, grad)
+    rtol = {torch.float64: 1e-11, torch.float32: 1e-5}.get(dtype, 2 * torch.finfo(dtype).eps)
+    for a, b, leaf in zip(ours, torch.autograd.grad(oracle, doubles, grad.double()), inputs, strict=True):
+        assert a.dtype == dtype and a.shape == leaf.shape
+        atol = rtol * max([1.0, *b.abs().flatten().tolist()])  # a sum is as good as its terms
+        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("mean_shape, var_shape", [((5,), ()), ((6, 1), (5,)), ((6, 5), (6, 1))])
+def test_a_broadcast_prior_compiles(mean_shape: torch.Size, var_shape: torch.Size) -> None:
+    torch.use_deterministic_algorithms(False)
+    inputs = [torch.randn(s, requires_grad=True) for s in ((6, 5), (6, 5), mean_shape, var_shape)]
+    compiled = torch.compile(fastib.gaussian_kl, fullgraph=True, backend="aot_eager", dynamic=True)
+    results = [torch.autograd.grad(fn(*inputs), inputs) for fn in (fastib.gaussian_kl, compiled)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_of_a_broadcast_prior_are_rounded_once(kernels: str, dtype: torch.dtype) -> None:
+    """Each element's is below what the dtype can hold, or add."""
+    mu, logvar = torch.full((300_000, 3), 2e-2, dtype=dtype), torch.zeros(300_000, 3, dtype=dtype)
+    prior = torch.zeros(3, dtype=dtype, requires_grad=True)
+    (grad,) = torch.autograd.grad(fastib.gaussian_kl(mu, logvar, prior), prior)
+    torch.testing.assert_close(grad, -mu[0])
+
+
+@pytest.mark.parametrize("shape, mean_shape, var_shape", [*PRIOR_SHAPES, ((3001, 77), (77,), (3001, 1))])
+def test_gradients_of_a_broadcast_prior_have_the_same_bits_for_any_number_of_threads(
+    threads: None, shape: torch.Size, mean_shape: torch.Size, var_shape: torch.Size
+) -> None:
+    inputs = [torch.randn(s, requires_grad=True) for s in (shape, shape, mean_shape, var_shape)]
+
+    def run() -> Tensors:
+        return torch.autograd.grad(fastib.gaussian_kl(*inputs, reduction="sum"), inputs)
+
+    assert_same_bits_for_threads(run)
+
+
+def _allocated(inputs: list[torch.Tensor]) -> float:
+    """Bytes that forward and backward allocate, in units of the first input's."""
+    torch.use_deterministic_algorithms(False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fastib.gaussian_kl(*inputs).backward()
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    return allocated / (inputs[0].numel() * inputs[0].element_size())
+
+
+@pytest.mark.parametrize("prior_shape", [(), (512,), (1024, 1)], ids=str)
+def test_memory_of_a_broadcast_prior(prior_shape: torch.Size) -> None:
+    mu, logvar = (torch.randn(1024, 512, requires_grad=True) for _ in range(2))
+    priors = [torch.zeros(prior_shape, requires_grad=True) for _ in range(2)]
+    assert _allocated([mu, logvar, *priors]) < 2.02
+    assert _allocated([mu.detach(), logvar.detach(), *priors]) < 0.02
+
+
+def test_memory_of_the_gradients_that_are_wanted() -> None:
+    tensors = [torch.randn(1024, 512) for _ in range(4)]
+    for wanted in ([1], [0], [0, 3], [2]):
+        inputs = [t.clone().requires_grad_() if i in wanted else t for i, t in enumerate(tensors)]
+        assert len(wanted) <= _allocated(inputs) < len(wanted) + 0.02
+    assert 1 <= _allocated([tensors[0].clone().requires_grad_(), tensors[1]]) < 1.02
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(kernels: str, reduction: str) -> None:
     inputs = [torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(4)]
@@ -174,12 +266,17 @@ def test_gradcheck(kernels: str, reduction: str) -> None:
 
 @pytest.mark.parametrize("kind", range(4))
 def test_opcheck(kind: int) -> None:
-    mu, logvar, prior_mu, prior_logvar = (torch.randn(5, 6) for _ in range(4))
-    for priors in ((None, None), (prior_mu, prior_logvar)):
-        torch.library.opcheck(_ops.gaussian_kl, (mu, logvar, *priors, kind, 0.5))
-        grad = _ops.gaussian_kl(mu, logvar, *priors, kind, 0.5)
-        for needed in (False, True) if priors[0] is not None else (False,):
-            torch.library.opcheck(_ops.gaussian_kl_backward, (grad, mu, logvar, *priors, kind, 0.5, needed))
+    mu, logvar = torch.randn(5, 6), torch.randn(5, 6)
+    priors_of = [
+        (None, None),
+        (torch.randn(5, 6), torch.randn(5, 6).t().contiguous().t()),
+        (torch.randn(6), torch.randn(())),
+    ]
+    for priors, floor in itertools.product(priors_of, (0.0, 0.7)):
+        torch.library.opcheck(_ops.gaussian_kl, (mu, logvar, *priors, kind, 0.5, floor))
+        grad = _ops.gaussian_kl(mu, logvar, *priors, kind, 0.5, floor)
+        for wanted in (1, 2, 3) if priors[0] is None else (3, 4, 9, 15):
+            torch.library.opcheck(_ops.gaussian_kl_backward, (grad, mu, logvar, *priors, kind, 0.5, floor, wanted))
 
 
 @pytest.mark.parametrize("reduction", BATCH_REDUCTIONS)
@@ -204,7 +301,7 @@ def test_free_bits_of_the_batch(kernels: str, shape: tuple[int, ...], per: str, 
 
 def test_column_sums_of_no_rows(kernels: str) -> None:
     empty = torch.zeros(0, 5)
-    assert torch.equal(_ops.gaussian_kl(empty, empty, None, None, Reduction.BATCH, 1.0), torch.zeros(5))
+    assert torch.equal(_ops.gaussian_kl(empty, empty, None, None, Reduction.BATCH, 1.0, 0.0), torch.zeros(5))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -223,6 +320,44 @@ def test_free_bits_of_each_element(reduction: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("make", CASES)
+def test_floor_of_each_element_is_a_clamp(kernels: str, make: Make, prior: bool, dtype: torch.dtype) -> None:
+    """Every bit of the clamped elements and of their gradient, NaN and elements exactly at the floor included."""
+    inputs = [t.requires_grad_() for t in (*make(dtype), *(make(dtype) if prior else ()))]
+    elements = fastib.gaussian_kl(*inputs, reduction="none")
+    floor = elements.detach().nanmedian().item() if elements.numel() else 1.0
+    if not 0 < floor < math.inf:
+        floor = 0.5
+    ours = fastib.gaussian_kl(*inputs, reduction="none", free_bits=floor, free_bits_per="element")
+    clamped = elements.clamp(min=floor)
+    assert torch.equal(ours.nan_to_num(nan=-1.0), clamped.nan_to_num(nan=-1.0))
+    grad = torch.randn(ours.shape, dtype=ours.dtype)
+    for a, b in zip(*(torch.autograd.grad(t, inputs, grad) for t in (ours, clamped)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_floor_of_each_element_has_the_same_bits_for_any_number_of_threads(threads: None, reduction: str) -> None:
+    mu, logvar = (torch.randn(3001, 77, requires_grad=True) for _ in range(2))
+
+    def run() -> Tensors:
+        kl = fastib.gaussian_kl(mu, logvar, reduction=reduction, free_bits=0.4, free_bits_per="element")
+        return kl, *torch.autograd.grad(kl, (mu, logvar), torch.ones_like(kl))
+
+    assert_same_bits_for_threads(run)
+
+
+def test_floor_of_each_element_takes_no_memory() -> None:
+    mu, logvar = torch.randn(1024, 512, requires_grad=True), torch.randn(1024, 512, requires_grad=True)
+    torch.use_deterministic_algorithms(False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        fastib.gaussian_kl(mu, logvar, free_bits=0.4, free_bits_per="element").backward()
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert allocated < 2 * mu.numel() * mu.element_size() + 4096
+
+
 def test_no_gradient_below_the_floor() -> None:
     mu, logvar = torch.zeros(4, 2, requires_grad=True), torch.full((4, 2), 0.1, requires_grad=True)
     with torch.no_grad():
@@ -237,7 +372,7 @@ def test_no_gradient_below_the_floor() -> None:
 @pytest.mark.parametrize("kind", range(4))
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, kind: int) -> None:
     mu, logvar = torch.randn(3001, 77), torch.randn(3001, 77)
-    assert_same_bits_for_threads(lambda: (_ops.gaussian_kl(mu, logvar, None, None, kind, 0.3),))
+    assert_same_bits_for_threads(lambda: (_ops.gaussian_kl(mu, logvar, None, None, kind, 0.3, 0.0),))
 
 
 def test_more_than_two_to_the_31_elements() -> None:

@@ -13,7 +13,7 @@ from tolerance import assert_same_bits_for_threads, assert_within_budget
 
 import fastib
 from fastib import _arguments, _ops, _rng, reference
-from fastib._arguments import REDUCTIONS
+from fastib._arguments import REDUCTIONS, Reduction
 
 RNG = torch.tensor([31, 32])
 OPTIONS = [
@@ -110,6 +110,12 @@ def test_gradcheck(kernels: str, options: dict[str, Any], reduction: str) -> Non
     )
 
 
+def test_no_noise_with_a_reduction_over_the_first_dimension(kernels: str) -> None:
+    t = torch.zeros(3, 5)
+    with pytest.raises(RuntimeError, match="noise with a reduction over the first dimension"):
+        _ops.information_dropout(t, t, None, None, None, RNG, False, True, False, Reduction.BATCH, 1.0)
+
+
 def test_opcheck() -> None:
     x, log_std, noise = torch.rand(5, 6) + 0.1, torch.randn(5, 6), torch.randn(5, 6)
     prior = torch.tensor(0.1), torch.tensor(-0.2)
@@ -120,7 +126,8 @@ def test_opcheck() -> None:
             outputs = _ops.information_dropout(*tensors, *options)
             torch.library.opcheck(_ops.information_dropout, (*tensors, *options))
             for grads in (outputs, (outputs[0], None), (None, outputs[1])):
-                torch.library.opcheck(_ops.information_dropout_backward, (*grads, *tensors, *options))
+                for wanted in (1, 2, 3):
+                    torch.library.opcheck(_ops.information_dropout_backward, (*grads, *tensors, *options, wanted))
 
 
 def test_log_normal_kl_is_that_of_the_normals_of_the_logarithms() -> None:
@@ -165,6 +172,67 @@ def test_dead_units_do_not_reach_the_gradient_of_z(kernels: str) -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(z.sum(), (x, log_std)))
 
 
+@pytest.mark.parametrize("prior", ["log_uniform", "log_normal"])
+@pytest.mark.parametrize("mean_one", [False, True])
+def test_noise_that_overflows_does_not_reach_the_gradient_of_the_kl(kernels: str, prior: str, mean_one: bool) -> None:
+    leaves = [t.requires_grad_() for t in (torch.full((2, 9), 0.5), torch.full((2, 9), 5.0))]
+    options = {"prior": prior, "mean_one": mean_one, "noise": torch.full((2, 9), torch.inf)}
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    _, kl = fastib.information_dropout(*leaves, **options)
+    _, oracle = reference.information_dropout(*doubles, **{**options, "noise": torch.zeros(2, 9).double()})
+    ours, theirs = (
+        torch.autograd.grad(out, inputs, materialize_grads=True) for out, inputs in ((kl, leaves), (oracle, doubles))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("prior", ["log_uniform", "log_normal"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_only_the_gradient_that_is_wanted_is_computed(kernels: str, which: int, prior: str) -> None:
+    tensors = [torch.rand(1024, 51) + 0.1, torch.randn(1024, 51)]
+    both, one = ([t.clone().requires_grad_(i in w) for i, t in enumerate(tensors)] for w in ((0, 1), (which,)))
+    grads = torch.randn(1024, 51), torch.ones(())
+    full = torch.autograd.grad(fastib.information_dropout(*both, rng=RNG, prior=prior), both, grads)
+    torch.use_deterministic_algorithms(False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        (grad,) = torch.autograd.grad(fastib.information_dropout(*one, rng=RNG, prior=prior), one[which], grads)
+    assert torch.equal(grad, full[which])
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert allocated < 2 * tensors[0].nbytes + 4096 or kernels == "reference"  # z and the gradient
+
+
+@pytest.mark.parametrize(
+    "log_std, mean_one", [(-60.0, False), (-50.0, False), (-45.0, False), (45.0, True), (60.0, True), (60.0, False)]
+)
+def test_priors_far_from_unit(kernels: str, log_std: float, mean_one: bool) -> None:
+    """The square of the prior's precision is no normal number; the squares of the quotients by its width are."""
+    inputs = [torch.ones(2, 9), torch.full((2, 9), min(log_std, 3.0)), torch.zeros(()), torch.tensor(log_std)]
+    leaves, doubles = ([t.to(dtype).requires_grad_() for t in inputs] for dtype in (torch.float32, torch.float64))
+    kls = [
+        fn(*t[:2], prior="log_normal", prior_mean=t[2], prior_log_std=t[3], mean_one=mean_one)[1]
+        for fn, t in ((fastib.information_dropout, leaves), (reference.information_dropout, doubles))
+    ]
+    torch.testing.assert_close(kls[0].double(), kls[1], rtol=1e-5, atol=1e-5)
+    grads = (torch.autograd.grad(kl, t) for kl, t in zip(kls, (leaves, doubles), strict=True))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("log_std", [5.0, 60.0])
+def test_zero_stays_zero_under_noise_that_overflows(kernels: str, log_std: float) -> None:
+    if kernels == "reference":
+        return  # the plain expression: 0 times infinity
+    x, log_stds = torch.tensor([[0.0, 1.0, 0.0, 1.0]]), torch.full((1, 4), log_std, requires_grad=True)
+    noise = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
+    z, _ = fastib.information_dropout(x, log_stds, noise=noise)
+    assert z.tolist() == [[0.0, torch.inf, 0.0, 0.0]]
+    (grad,) = torch.autograd.grad(z, log_stds, torch.ones(1, 4))
+    assert grad[0, 0] == 0 and grad[0, 2] == 0
+    z, _ = fastib.information_dropout(x, log_stds, noise=torch.full((1, 4), torch.nan))
+    assert z.isnan().all()
+
+
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> None:
     x, log_std, grad = torch.rand(301, 777), torch.randn(301, 777), torch.randn(301, 777)
     prior = torch.tensor(0.1), torch.tensor(-0.2)
@@ -172,6 +240,6 @@ def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> Non
 
     def run() -> tuple[torch.Tensor, ...]:
         z, kl = _ops.information_dropout(*tail)
-        return z, kl, *_ops.information_dropout_backward(grad, kl, *tail)
+        return z, kl, *_ops.information_dropout_backward(grad, kl, *tail, 3)
 
     assert_same_bits_for_threads(run)

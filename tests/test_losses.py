@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 import fastib
 from fastib.losses import AnnealedVAELoss, BetaVAELoss
@@ -58,6 +60,22 @@ def test_capacity(per: str) -> None:
         torch.testing.assert_close(terms.loss, _bernoulli() + 10 * constraint)
         torch.testing.assert_close(terms.kl, KL.mean())
         criterion.step()
+
+
+@pytest.mark.parametrize("shape", [(B,), (B, 3), (B, 3, 4, 5)], ids=str)
+def test_capacity_of_samples_of_any_shape(shape: tuple[int, ...]) -> None:
+    mu, logvar = torch.randn(shape), torch.randn(shape)
+    kl = ((mu**2 + torch.expm1(logvar) - logvar) / 2).reshape(B, -1).sum(1)
+    terms = AnnealedVAELoss(10.0, Linear(2.0, 3.0, 5), per="sample")(OUTPUT, TARGET, mu, logvar)
+    torch.testing.assert_close(terms.loss, _bernoulli() + 10 * (kl - 2.0).abs().mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_targets_of_zeros_and_ones_may_be_integers(dtype: torch.dtype, likelihood: str) -> None:
+    target, criterion = TARGET > 0.5, BetaVAELoss(likelihood=likelihood)
+    expected = criterion(OUTPUT, target.float(), MU, LOGVAR)
+    torch.testing.assert_close(criterion(OUTPUT, target.to(dtype), MU, LOGVAR), expected, rtol=0, atol=0)
 
 
 def test_capacity_of_batch_and_of_sample_differ_in_gradient() -> None:
@@ -110,6 +128,49 @@ def test_a_checkpoint_holds_the_position() -> None:
         copied.step()
         assert copied.beta.value.item() == 2.0
     assert criterion.beta.value.item() == 1.5
+
+
+CASTS = [
+    lambda m: m.half(),
+    lambda m: m.bfloat16(),
+    lambda m: m.double(),
+    lambda m: m.float(),
+    lambda m: m.to(torch.bfloat16),
+    lambda m: m.to("cpu", torch.float16),
+    lambda m: m.to("meta").to_empty(device="cpu"),
+]
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_a_schedule_is_exact_in_any_dtype_of_the_module(cast: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+    for criterion, schedule in (
+        (beta := BetaVAELoss(Linear(0.0, 1.0, 10)), beta.beta),
+        (annealed := AnnealedVAELoss(1.0, 1.0, 10), annealed.capacity),
+    ):
+        criterion.step()
+        cast(criterion)
+        for step in (1, 2, 3):
+            assert schedule.value.dtype == torch.float64 and schedule.value.item() == step / 10
+            criterion.step()
+        cast(criterion)
+        assert schedule.value.item() == 0.4
+        assert criterion(OUTPUT, TARGET, MU, LOGVAR).loss.dtype == torch.float32
+        doubles = criterion(*(t.double() for t in (OUTPUT, TARGET, MU, LOGVAR)))
+        cost = 0.4 * doubles.kl if isinstance(criterion, BetaVAELoss) else (doubles.kl - 0.4).abs()
+        assert doubles.loss == doubles.reconstruction + cost
+
+
+def test_a_schedule_moves_with_its_module() -> None:
+    assert BetaVAELoss(Linear(0.0, 1.0, 10)).to("meta").beta.value.device.type == "meta"
+
+
+def test_a_schedule_that_moves_on_is_not_compiled_again() -> None:
+    criterion, counter = BetaVAELoss(Linear(0.0, 1.0, 10)), CompileCounter()
+    compiled = torch.compile(criterion, fullgraph=True, backend=counter)
+    for _ in range(4):
+        torch.testing.assert_close(compiled(OUTPUT, TARGET, MU, LOGVAR), criterion(OUTPUT, TARGET, MU, LOGVAR))
+        criterion.step()
+    assert counter.frame_count == 1
 
 
 def test_schedules_at_their_landmarks() -> None:

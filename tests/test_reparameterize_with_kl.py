@@ -9,7 +9,7 @@ from tolerance import assert_same_bits_for_threads, assert_within_budget
 
 import fastib
 from fastib import _arguments, _ops, _rng, reference
-from fastib._arguments import REDUCTIONS
+from fastib._arguments import REDUCTIONS, Reduction
 
 RNG = torch.tensor([21, 22])
 
@@ -55,9 +55,9 @@ def test_gradients(kernels: str, make: Make, dtype: torch.dtype, reduction: str,
         return torch.autograd.grad([p[0] for p in pairs], (mu, logvar), [p[1] for p in pairs], materialize_grads=True)
 
     doubles = [None if t is None else t.detach().double() for t in (*grads, mu, logvar)]
-    oracle = reference.KERNELS["reparameterize_with_kl_backward"](*doubles, None, RNG, kind, scale)
+    oracle = reference.KERNELS["reparameterize_with_kl_backward"](*doubles, None, RNG, kind, scale, 3)
     sizes = reference.KERNELS["reparameterize_with_kl_backward"](
-        *(None if t is None else t.abs() for t in doubles[:3]), doubles[3].abs(), None, RNG, kind, scale
+        *(None if t is None else t.abs() for t in doubles[:3]), doubles[3].abs(), None, RNG, kind, scale, 3
     )
     noise = _rng.normal(RNG, mu.shape, torch.float64).abs()
     sizes = (
@@ -101,6 +101,12 @@ def test_gradcheck(kernels: str, reduction: str) -> None:
     )
 
 
+def test_no_noise_with_a_reduction_over_the_first_dimension(kernels: str) -> None:
+    t = torch.zeros(3, 5)
+    with pytest.raises(RuntimeError, match="noise with a reduction over the first dimension"):
+        _ops.reparameterize_with_kl(t, t, None, RNG, Reduction.BATCH, 1.0)
+
+
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_opcheck(kind: int) -> None:
     mu, logvar = torch.randn(5, 6), torch.randn(5, 6)
@@ -108,7 +114,17 @@ def test_opcheck(kind: int) -> None:
         z, kl = _ops.reparameterize_with_kl(mu, logvar, noise, rng, kind, 0.5)
         torch.library.opcheck(_ops.reparameterize_with_kl, (mu, logvar, noise, rng, kind, 0.5))
         for grads in ((z, kl), (z, None), (None, kl)):
-            torch.library.opcheck(_ops.reparameterize_with_kl_backward, (*grads, mu, logvar, noise, rng, kind, 0.5))
+            for wanted in (1, 2, 3):
+                torch.library.opcheck(
+                    _ops.reparameterize_with_kl_backward, (*grads, mu, logvar, noise, rng, kind, 0.5, wanted)
+                )
+
+
+def test_the_kl_alone_has_no_noise_in_its_gradient(kernels: str) -> None:
+    mu, logvar = torch.ones(2, 9, requires_grad=True), torch.ones(2, 9, requires_grad=True)
+    _, kl = fastib.reparameterize_with_kl(mu, logvar, noise=torch.full((2, 9), torch.inf), reduction="sum")
+    (grad,) = torch.autograd.grad(kl, logvar)
+    torch.testing.assert_close(grad, torch.expm1(logvar.detach()) / 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -117,7 +133,7 @@ def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, dtype:
 
     def run() -> tuple[torch.Tensor, ...]:
         z, kl = _ops.reparameterize_with_kl(mu, logvar, None, RNG, 2, 0.1)
-        return z, kl, *_ops.reparameterize_with_kl_backward(grad, kl, mu, logvar, None, RNG, 2, 0.1)
+        return z, kl, *_ops.reparameterize_with_kl_backward(grad, kl, mu, logvar, None, RNG, 2, 0.1, 3)
 
     assert_same_bits_for_threads(run)
 
@@ -129,6 +145,20 @@ def test_saves_only_its_inputs_and_the_seed() -> None:
         fastib.reparameterize_with_kl(mu, logvar)
     assert {t.data_ptr() for t in saved if t.numel() > 2} == {mu.data_ptr(), logvar.data_ptr()}
     assert [t.dtype for t in saved if t.numel() <= 2] == [torch.int64]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_only_the_gradient_that_is_wanted_is_computed(kernels: str, which: int) -> None:
+    tensors = [torch.randn(1024, 51), torch.randn(1024, 51)]
+    both, one = ([t.clone().requires_grad_(i in w) for i, t in enumerate(tensors)] for w in ((0, 1), (which,)))
+    grads = torch.randn(1024, 51), torch.ones(())
+    full = torch.autograd.grad(fastib.reparameterize_with_kl(*both, rng=RNG), both, grads)
+    torch.use_deterministic_algorithms(False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        (grad,) = torch.autograd.grad(fastib.reparameterize_with_kl(*one, rng=RNG), one[which], grads)
+    assert torch.equal(grad, full[which])
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert allocated < 2 * tensors[0].nbytes + 4096 or kernels == "reference"  # z and the gradient
 
 
 def test_peak_memory_is_that_of_the_results() -> None:

@@ -35,17 +35,22 @@ FASTIB_INLINE KlBetween<V> kl_between(V mu, V logvar, V prior_mu, V prior_logvar
 }
 
 // Information Dropout (Achille & Soatto 2018): z = x eps, log eps = std n - shift std^2 / 2, std = e^log_std.
-// shift is 1 where the noise has mean one, else 0.
+// shift is 1 where the noise has mean one, else 0: it comes before the square, which may overflow.
 template <class V>
-struct DropoutNoise {
-  V std, exponent, eps;
-};
+FASTIB_INLINE V dropout_shift(V std, Scalar<V> shift) {
+  return (shift * std) * std;
+}
 
 template <class V>
-FASTIB_INLINE DropoutNoise<V> dropout_noise(V log_std, V normal, Scalar<V> shift) {
-  const V std = exponential<V>(log_std).value;
-  const V exponent = fma<V>(std, normal, Scalar<V>(-0.5) * shift * (std * std));
-  return {std, exponent, exponential<V>(exponent).value};
+FASTIB_INLINE V dropout_noise(V std, V normal, Scalar<V> shift) {
+  return exponential<V>(fma<V>(std, normal, Scalar<V>(-0.5) * dropout_shift<V>(std, shift))).value;
+}
+
+// 0 stays 0 also where eps, which is finite, is too large for V.
+template <class V>
+FASTIB_INLINE V dropout_sample(V x, V eps) {
+  using S = Scalar<V>;
+  return ((x == S(0)) & (eps == S(INFINITY))) ? x : x * eps;
 }
 
 // KL of logN(log x - shift std^2 / 2, std^2) to the prior logN(prior_mean, e^(2 prior_log_std)).
@@ -54,13 +59,15 @@ struct DropoutKl {
   V kl, d_x, d_log_std, d_prior_mean, d_prior_log_std;
 };
 
+// inverse is e^-prior_log_std: its square may over- or underflow where the squares of the quotients do not.
 template <class V>
 FASTIB_INLINE DropoutKl<V> dropout_kl_log_normal(V x, V log_std, V std, Scalar<V> prior_mean, Scalar<V> prior_log_std,
-                                                 Scalar<V> prior_precision, Scalar<V> shift) {
+                                                 Scalar<V> inverse, Scalar<V> shift) {
   using S = Scalar<V>;
-  const V variance = std * std * prior_precision;
-  const V deviation = fma<V>(std * std, S(-0.5) * shift, logarithm<V>(x)) - prior_mean;
-  const V scaled = deviation * prior_precision, square = deviation * scaled;
-  return {S(0.5) * (variance + square - S(1)) + prior_log_std - log_std, scaled / x,
-          fma<V>(std * std, -shift * scaled, variance - S(1)), -scaled, S(1) - variance - square};
+  const V shifted = dropout_shift<V>(std, shift), ratio = std * inverse, variance = ratio * ratio;
+  const V deviation = (fma<V>(shifted, S(-0.5), logarithm<V>(x)) - prior_mean) * inverse,
+          square = deviation * deviation;
+  const V by_mean = deviation * inverse;
+  return {S(0.5) * (variance + square - S(1)) + prior_log_std - log_std, by_mean / x,
+          fma<V>(shifted, -by_mean, variance - S(1)), -by_mean, S(1) - variance - square};
 }

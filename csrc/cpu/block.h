@@ -54,15 +54,16 @@ static const T* read(const Operand& x, int64_t begin, int64_t n, T* buffer) {
   return buffer;
 }
 
-// Where to compute elements [begin, begin + n) of x; `write` then takes them there.
+// Where to compute elements [begin, begin + n) of x; `write` then takes them there. Those of a null operand, an output
+// that nobody wants, stay in the buffer.
 template <class T>
 static T* target(const Operand& x, int64_t begin, int64_t n, T* buffer) {
-  return in_place<T>(x, n) ? reinterpret_cast<T*>(x.data) + begin : buffer;
+  return x && in_place<T>(x, n) ? reinterpret_cast<T*>(x.data) + begin : buffer;
 }
 
 template <class T>
 static void write(const Operand& x, int64_t begin, int64_t n, const T* values) {
-  if (in_place<T>(x, n) && values == reinterpret_cast<const T*>(x.data) + begin) return;
+  if (!x || (in_place<T>(x, n) && values == reinterpret_cast<const T*>(x.data) + begin)) return;
   const T* in = values;
   for_each_run<T>(x, begin, n, [&](T* p, int64_t stride, int64_t count) {
     if (stride == 1) std::copy_n(in, count, p);
@@ -95,29 +96,54 @@ static S sum(const S* values, int64_t n) {
   return total;
 }
 
-// Calls act(begin, n) for each block of a chunk.
+// The blocks of a chunk: up to n elements each from begin, begin + step, ..., before end.
+struct Blocks {
+  int64_t begin, end, step, n;
+};
+
+static Blocks blocks_of(int64_t chunk, int64_t numel) {
+  return {chunk * kChunk, std::min((chunk + 1) * kChunk, numel), kBlock, kBlock};
+}
+
+// Whole rows, as many as fit a block, or part of one row.
+static Blocks blocks_of(const Columns& c, int64_t chunk) {
+  const int64_t first_column = chunk % c.blocks() * kBlock, width = std::min(c.width(), c.columns - first_column);
+  const int64_t first_row = chunk / c.blocks() * c.rows_per_chunk;
+  const int64_t end_row = std::min(first_row + c.rows_per_chunk, c.numel / c.columns);
+  const int64_t rows = c.blocks() == 1 ? kBlock / width : 1;
+  return {first_row * c.columns + first_column, end_row * c.columns, rows * c.columns, rows * width};
+}
+
+// Calls act(begin, n) for each block.
+template <class Act>
+static void for_each_block(const Blocks& b, Act act) {
+  for (int64_t begin = b.begin; begin < b.end; begin += b.step) act(begin, std::min(b.n, b.end - begin));
+}
+
 template <class Act>
 static void for_each_block(int64_t chunk, int64_t numel, Act act) {
-  const int64_t end = std::min((chunk + 1) * kChunk, numel);
-  for (int64_t begin = chunk * kChunk; begin < end; begin += kBlock) act(begin, std::min(kBlock, end - begin));
+  for_each_block(blocks_of(chunk, numel), act);
+}
+
+// Adds the n values of a block to the partial sums of its chunk.
+template <class S>
+static void add_to_columns(const Columns& c, int64_t chunk, const S* values, int64_t n, double* partials) {
+  double* sums = partials + chunk * c.width();
+  if (c.columns == 1) {
+    sums[0] += double(sum<S>(values, n));
+    return;
+  }
+  const int64_t width = std::min(c.width(), c.columns - chunk % c.blocks() * kBlock);
+  for (int64_t i = 0; i < n; i += width)
+    for (int64_t column = 0; column < width; ++column) sums[column] += double(values[i + column]);
 }
 
 template <class S, class Loss>
 static void reduce_columns(const Reduction& r, int64_t chunk, Loss loss) {
-  const int64_t width = std::min(r.columns, kBlock), blocks = r.column_blocks();
-  const int64_t first_column = chunk % blocks * kBlock, columns = std::min(width, r.columns - first_column);
-  const int64_t first_row = chunk / blocks * r.rows_per_chunk;
-  const int64_t end_row = std::min(first_row + r.rows_per_chunk, r.numel / r.columns);
-  const int64_t rows_per_block = blocks == 1 ? kBlock / columns : 1;
-  double* sums = const_cast<double*>(r.partials.data()) + chunk * width;
-  std::fill_n(sums, width, 0.0);
   Buffer<S> buffer;
-  for (int64_t row = first_row; row < end_row; row += rows_per_block) {
-    const int64_t rows = std::min(rows_per_block, end_row - row);
-    const S* values = loss(row * r.columns + first_column, rows * columns, buffer.values);
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t c = 0; c < columns; ++c) sums[c] += double(values[i * columns + c]);
-  }
+  for_each_block(blocks_of(r.columns, chunk), [&](int64_t begin, int64_t n) {
+    add_to_columns(r.columns, chunk, loss(begin, n, buffer.values), n, const_cast<double*>(r.partials.data()));
+  });
 }
 
 // Reduces one chunk of the per-element loss that loss(begin, n, room) computes block by block. It returns where its

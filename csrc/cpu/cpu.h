@@ -42,6 +42,19 @@ struct Operand {
     if (t) *this = Operand(*t);
   }
 
+  // t seen as a tensor of the shape of `to`, to which it broadcasts.
+  static Operand broadcast(const MaybeTensor& t, const Tensor& to) {
+    Operand o;
+    if (!t) return o;
+    o.begin(*t);
+    const int64_t missing = to.dim() - t->dim();
+    for (int64_t d = 0; d < to.dim(); ++d) {
+      const bool repeated = d < missing || t->size(d - missing) == 1;
+      o.push(to.size(d), repeated ? 0 : t->stride(d - missing));
+    }
+    return o;
+  }
+
   explicit operator bool() const { return data != nullptr; }
   bool contiguous() const { return dims == 0 || (dims == 1 && strides[0] == 1); }
 
@@ -59,6 +72,19 @@ struct Operand {
   }
 };
 
+// Elements seen as a matrix [rows, columns], to be summed down its columns. A chunk is a group of rows times a block of
+// columns, fixed as above. Partial sums are one per chunk and column of its block.
+struct Columns {
+  int64_t numel, columns, rows_per_chunk;
+
+  Columns(int64_t numel, int64_t columns);
+  int64_t width() const { return std::min(columns, kBlock); }
+  int64_t blocks() const { return (columns + kBlock - 1) / kBlock; }
+  int64_t chunks() const;
+  std::vector<double> partials() const { return std::vector<double>(size_t(chunks() * width())); }
+  double total(const std::vector<double>& partials, int64_t column) const;
+};
+
 // How a per-element loss becomes the result. The numbers are those of fastib._ops.Reduction.
 enum class ReductionKind : int64_t { none = 0, sample = 1, sum = 2, batch = 3 };
 
@@ -66,15 +92,14 @@ enum class ReductionKind : int64_t { none = 0, sample = 1, sum = 2, batch = 3 };
 struct Reduction {
   ReductionKind kind;
   double scale;
-  int64_t numel, row;               // elements, and elements of the last dimension
-  int64_t columns, rows_per_chunk;  // for `batch`: elements per entry of the first dimension
+  int64_t numel, row;  // elements, and elements of the last dimension
+  Columns columns;     // for `batch`: one per element of an entry of the first dimension
   Tensor out;
   Operand out_elements;          // for `none`
-  std::vector<double> partials;  // two per chunk; for `batch` one per chunk and column of its column block
+  std::vector<double> partials;  // two per chunk; for `batch` those of `columns`
 
   Reduction(const Tensor& shape_of, int64_t kind, double scale);
   int64_t chunks() const;
-  int64_t column_blocks() const { return (columns + kBlock - 1) / kBlock; }
   Tensor finish();  // call once, after all chunks
 
   // The gradient of the result, seen as a tensor of the elements' shape.
@@ -86,6 +111,17 @@ inline int64_t chunks_of(int64_t numel) { return (numel + kChunk - 1) / kChunk; 
 // The tensor int64[2] that the noise comes from, or null where the noise is given.
 inline const int64_t* rng_words(const MaybeTensor& rng) {
   return rng ? static_cast<const int64_t*>(rng->const_data_ptr()) : nullptr;
+}
+
+// A gradient like t, or, where it is not wanted, an empty tensor, whose operand is null.
+inline Tensor gradient_like(const Tensor& t, bool wanted) {
+  return wanted ? output_like(t) : output({0}, t.scalar_type(), t);
+}
+
+// Noise is drawn in groups of four elements, which the blocks of a column sum cut.
+inline void check_reduction_with_noise(int64_t kind) {
+  STD_TORCH_CHECK(ReductionKind(kind) != ReductionKind::batch,
+                  "fastib: noise with a reduction over the first dimension");
 }
 
 template <class Kernel, class Arguments>

@@ -24,8 +24,8 @@ struct InformationDropoutBackwardArguments {
   Operand grad_z, grad_kl;  // either may be null
   Operand x, log_std, noise;
   const int64_t* rng;
-  Operand d_x, d_log_std;
-  double* d_prior;  // two per chunk: the sums for prior_mean and prior_log_std
+  Operand d_x, d_log_std;  // those not asked for are null
+  double* d_prior;         // two per chunk: the sums for prior_mean and prior_log_std
 };
 }  // namespace fastib
 
@@ -54,6 +54,7 @@ std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& lo
                                                const MaybeTensor& prior_log_std, const MaybeTensor& noise,
                                                const MaybeTensor& rng, bool log_normal, bool mask_zero, bool mean_one,
                                                int64_t reduction, double scale) {
+  check_reduction_with_noise(reduction);
   Tensor z = output_like(x);
   Reduction r(x, reduction, scale);
   const InformationDropoutArguments a{options(prior_mean, prior_log_std, log_normal, mask_zero, mean_one),
@@ -70,8 +71,8 @@ std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& lo
 std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
     const MaybeTensor& grad_z, const MaybeTensor& grad_kl, const Tensor& x, const Tensor& log_std,
     const MaybeTensor& prior_mean, const MaybeTensor& prior_log_std, const MaybeTensor& noise, const MaybeTensor& rng,
-    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, double scale) {
-  Tensor d_x = output_like(x), d_log_std = output_like(log_std);
+    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, double scale, int64_t wanted) {
+  Tensor d_x = gradient_like(x, wanted & 1), d_log_std = gradient_like(log_std, wanted & 2);
   const int64_t chunks = chunks_of(x.numel());
   std::vector<double> d_prior(size_t(2 * chunks));
   const InformationDropoutBackwardArguments a{options(prior_mean, prior_log_std, log_normal, mask_zero, mean_one),
@@ -110,17 +111,12 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
 
 #else
 
-template <class S>
-static S prior_precision(const InformationDropoutOptions& o) {
-  return S(std::exp(-2 * o.prior_log_std));
-}
-
 template <class T>
 static void forward(const InformationDropoutArguments& a, int64_t chunk) {
   using S = Compute<T>;
   using V = Vec<S>;
   const InformationDropoutOptions& o = a.options;
-  const S precision = prior_precision<S>(o);
+  const S inverse = S(std::exp(-o.prior_log_std));
   Buffer<T> x_buffer, log_std_buffer, z_buffer;
   Buffer<S> noise_buffer;
   reduce_chunk<S>(*a.reduction, chunk, [&](int64_t begin, int64_t n, S* kl) {
@@ -130,12 +126,11 @@ static void forward(const InformationDropoutArguments& a, int64_t chunk) {
     T* z = target<T>(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V x = load<V>(xs + i), log_std = load<V>(log_stds + i);
-      const DropoutNoise<V> d = dropout_noise<V>(log_std, load<V>(noise + i), S(o.shift));
-      store(z + i, x * d.eps);
+      const V std = exponential<V>(log_std).value;
+      store(z + i, dropout_sample<V>(x, dropout_noise<V>(std, load<V>(noise + i), S(o.shift))));
       V loss;
       if (o.log_normal)
-        loss =
-            dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift)).kl;
+        loss = dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), inverse, S(o.shift)).kl;
       else loss = o.mask_zero ? (x > S(0) ? -log_std : V{}) : -log_std;
       store(kl + i, loss);
     }
@@ -149,7 +144,7 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
   using S = Compute<T>;
   using V = Vec<S>;
   const InformationDropoutOptions& o = a.options;
-  const S precision = prior_precision<S>(o);
+  const S inverse = S(std::exp(-o.prior_log_std));
   Buffer<T> grad_z_buffer, x_buffer, log_std_buffer, d_x_buffer, d_log_std_buffer;
   Buffer<S> grad_kl_buffer, noise_buffer;
   Buffer<S> mean_terms, log_std_terms;
@@ -159,20 +154,24 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
     const S* grad_kl = read<S>(a.grad_kl, begin, n, grad_kl_buffer);
     const T* xs = read<T>(a.x, begin, n, x_buffer);
     const T* log_stds = read<T>(a.log_std, begin, n, log_std_buffer);
-    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    const S* noise = a.grad_z ? noise_block<T>(a.noise, a.rng, begin, n, noise_buffer) : nullptr;
     T* d_x = target<T>(a.d_x, begin, n, d_x_buffer);
     T* d_log_std = target<T>(a.d_log_std, begin, n, d_log_std_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
-      const V x = load<V>(xs + i), log_std = load<V>(log_stds + i), normal = load<V>(noise + i);
-      const DropoutNoise<V> d = dropout_noise<V>(log_std, normal, S(o.shift));
-      const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
-      V by_x = gz * d.eps;
-      V by_log_std = by_x * x * fma<V>(d.std, normal, -S(o.shift) * (d.std * d.std));
+      const V x = load<V>(xs + i), log_std = load<V>(log_stds + i), std = exponential<V>(log_std).value;
+      const V gk = load<V>(grad_kl + i) * S(a.scale);
+      V by_x{}, by_log_std{};
+      if (a.grad_z) {  // where the KL alone is used, the noise may overflow
+        const V normal = load<V>(noise + i), eps = dropout_noise<V>(std, normal, S(o.shift));
+        const V gz = load<V>(grad_z + i), by_exponent = gz * dropout_sample<V>(x, eps);
+        by_x = gz * eps;
+        by_log_std = by_exponent * fma<V>(std, normal, -dropout_shift<V>(std, S(o.shift)));
+      }
       if (!a.grad_kl) {
         // Only z is used: log x and its derivatives may be infinite.
       } else if (o.log_normal) {
         const DropoutKl<V> k =
-            dropout_kl_log_normal<V>(x, log_std, d.std, S(o.prior_mean), S(o.prior_log_std), precision, S(o.shift));
+            dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), inverse, S(o.shift));
         by_x = fma<V>(gk, k.d_x, by_x);
         by_log_std = fma<V>(gk, k.d_log_std, by_log_std);
         store(mean_terms + i, gk * k.d_prior_mean);

@@ -3,12 +3,33 @@
 
 namespace fastib {
 
+Columns::Columns(int64_t numel_, int64_t columns_)
+    : numel(numel_),
+      columns(columns_),
+      // Enough rows that the partial sums stay small beside the input.
+      rows_per_chunk(std::max<int64_t>(64, 4 * kChunk / std::max<int64_t>(columns_, 1))) {}
+
+int64_t Columns::chunks() const {
+  if (numel == 0) return 0;
+  const int64_t rows = numel / columns;
+  return (rows + rows_per_chunk - 1) / rows_per_chunk * blocks();
+}
+
+double Columns::total(const std::vector<double>& partials, int64_t column) const {
+  double sum = 0;
+  for (int64_t chunk = column / kBlock; chunk < chunks(); chunk += blocks())
+    sum += partials[size_t(chunk * width() + column % kBlock)];
+  return sum;
+}
+
+static int64_t elements_per_entry(const Tensor& t) {
+  return t.dim() > 0 && t.size(0) > 0 ? t.numel() / t.size(0) : t.numel();
+}
+
 Reduction::Reduction(const Tensor& t, int64_t kind_, double scale_)
-    : kind(ReductionKind(kind_)), scale(scale_), numel(t.numel()) {
+    : kind(ReductionKind(kind_)), scale(scale_), numel(t.numel()), columns(numel, elements_per_entry(t)) {
   const int64_t dims = t.dim();
   row = dims > 0 ? t.size(dims - 1) : 1;
-  columns = dims > 0 && t.size(0) > 0 ? numel / t.size(0) : numel;
-  rows_per_chunk = 1;
   const ScalarType dtype = accumulate_type(t.scalar_type());
   if (kind == ReductionKind::none) {
     out = output_like(t, dtype);
@@ -20,21 +41,11 @@ Reduction::Reduction(const Tensor& t, int64_t kind_, double scale_)
   if (kind == ReductionKind::sample) shape.assign(sizes.begin(), sizes.end() - (dims > 0));
   if (kind == ReductionKind::batch) shape.assign(sizes.begin() + (dims > 0), sizes.end());
   out = output(shape, dtype, t);
-  if (kind == ReductionKind::batch) {
-    // Enough rows that the partial sums stay small beside the input.
-    rows_per_chunk = std::max<int64_t>(64, 4 * kChunk / std::max<int64_t>(columns, 1));
-    partials.resize(size_t(chunks() * std::min(columns, kBlock)));
-  } else {
-    partials.resize(size_t(2 * chunks()));
-  }
+  if (kind == ReductionKind::batch) partials = columns.partials();
+  else partials.resize(size_t(2 * chunks()));
 }
 
-int64_t Reduction::chunks() const {
-  if (kind != ReductionKind::batch) return chunks_of(numel);
-  if (numel == 0) return 0;
-  const int64_t rows = numel / columns;
-  return (rows + rows_per_chunk - 1) / rows_per_chunk * column_blocks();
-}
+int64_t Reduction::chunks() const { return kind == ReductionKind::batch ? columns.chunks() : chunks_of(numel); }
 
 namespace {
 
@@ -64,14 +75,8 @@ void finish_samples(const Reduction& r, S* out) {
 
 template <class S>
 void finish_columns(const Reduction& r, S* out) {
-  if (r.numel == 0) std::fill_n(out, r.out.numel(), S(0));
-  const int64_t width = std::min(r.columns, kBlock), blocks = r.column_blocks();
-  for (int64_t column = 0; column < r.columns; ++column) {
-    double sum = 0;
-    for (int64_t chunk = column / kBlock; chunk < r.chunks(); chunk += blocks)
-      sum += r.partials[chunk * width + column % kBlock];
-    out[column] = S(sum * r.scale);
-  }
+  for (int64_t column = 0; column < r.out.numel(); ++column)
+    out[column] = S(r.columns.total(r.partials, column) * r.scale);
 }
 
 template <class S>

@@ -16,7 +16,7 @@ struct ReparameterizeWithKlBackwardArguments {
   Operand grad_z, grad_kl;  // either may be null
   Operand mu, logvar, noise;
   const int64_t* rng;
-  Operand d_mu, d_logvar;
+  Operand d_mu, d_logvar;  // those not asked for are null
 };
 }  // namespace fastib
 
@@ -27,6 +27,7 @@ namespace fastib {
 
 std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& noise,
                                                   const MaybeTensor& rng, int64_t reduction, double scale) {
+  check_reduction_with_noise(reduction);
   Tensor z = output_like(mu);
   Reduction r(mu, reduction, scale);
   const ReparameterizeWithKlArguments a{Operand(mu), Operand(logvar), Operand(noise), rng_words(rng), Operand(z), &r};
@@ -37,8 +38,8 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor
 std::tuple<Tensor, Tensor> reparameterize_with_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
                                                            const Tensor& mu, const Tensor& logvar,
                                                            const MaybeTensor& noise, const MaybeTensor& rng,
-                                                           int64_t reduction, double scale) {
-  Tensor d_mu = output_like(mu), d_logvar = output_like(logvar);
+                                                           int64_t reduction, double scale, int64_t wanted) {
+  Tensor d_mu = gradient_like(mu, wanted & 1), d_logvar = gradient_like(logvar, wanted & 2);
   const ReparameterizeWithKlBackwardArguments a{mu.numel(),      scale,
                                                 Operand(grad_z), Reduction::gradient(grad_kl, mu, reduction),
                                                 Operand(mu),     Operand(logvar),
@@ -90,14 +91,16 @@ static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chu
     const S* grad_kl = read<S>(a.grad_kl, begin, n, grad_kl_buffer);
     const T* mu = read<T>(a.mu, begin, n, mu_buffer);
     const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
-    const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
+    const bool noisy = a.grad_z && a.d_logvar;  // the KL has no noise, nor has the gradient by mu
+    const S* noise = noisy ? noise_block<T>(a.noise, a.rng, begin, n, noise_buffer) : nullptr;
     T* d_mu = target<T>(a.d_mu, begin, n, d_mu_buffer);
     T* d_logvar = target<T>(a.d_logvar, begin, n, d_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
       const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
       store(d_mu + i, fma<V>(gk, load<V>(mu + i), gz));
-      V by_logvar = gz * (half.value * load<V>(noise + i));
+      V by_logvar{};
+      if (noisy) by_logvar = gz * (half.value * load<V>(noise + i));
       if (a.grad_kl)
         by_logvar = fma<V>(gk, expm1_logvar<V>(half), by_logvar);  // where z alone is used, e^logvar may overflow
       store(d_logvar + i, S(0.5) * by_logvar);
