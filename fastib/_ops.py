@@ -402,10 +402,12 @@ class AggregatePosterior(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, grad_log_qz: Tensor | None, grad_marginals: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, saved: tuple[Any, ...], grad_log_qz: Tensor | None, grad_marginals: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if grad_log_qz is None and grad_marginals is None:
             return (None,) * 7
-        grads = aggregate_posterior_backward(grad_log_qz, grad_marginals, *ctx.saved_tensors, *ctx.options)
+        grads = aggregate_posterior_backward(grad_log_qz, grad_marginals, *saved, *ctx.options)
         return *grads, None, None, None, None
 
 
@@ -447,9 +449,9 @@ class ELBODecomposition(Function):
 
     @staticmethod
     @_once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: tuple[Any, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         nothing = (None,) * len(ctx.options)
         if all(grad is None for grad in grads):
             return None, None, None, *nothing
         mi, tc, kl = grads
-        return *elbo_decomposition_backward(mi, tc, kl, *ctx.saved_tensors, *ctx.options), *nothing
+        return *elbo_decomposition_backward(mi, tc, kl, *saved, *ctx.options), *nothing

@@ -508,6 +508,7 @@ def _aggregate_posterior_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, m, lv = _accumulate(z, mu, logvar)
     d_x, d_m, d_lv = torch.zeros_like(x), torch.zeros_like(m), torch.zeros_like(lv)
+    saved = saved.clamp(min=torch.finfo(saved.dtype).min)  # a density of 0 has no gradient: exp(-inf - finite)
     for rows in _row_chunks(x, m):
         log_w = _chunk_log_weights(rows, x, m, log_weights, w_self, w_other, row_offset)
         pairs = _pairs(x[rows], m, lv)
@@ -547,10 +548,9 @@ def _elbo_decomposition_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, m, lv = _accumulate(z, mu, logvar)
-    zero = x.new_zeros(())
+    sample = x.new_zeros(x.shape[:1])
     mi, tc, kl = (
-        _spread(zero if grad is None else grad, x[:, 0] if x.shape[1] else x.new_zeros(x.shape[0]), reduction, scale)
-        for grad in (grad_mi, grad_tc, grad_kl)
+        sample if grad is None else (grad * scale).expand(sample.shape) for grad in (grad_mi, grad_tc, grad_kl)
     )
     d_x, d_m, d_lv = _aggregate_posterior_backward(
         tc - mi, (kl - tc)[:, None].expand(x.shape), x, m, lv, None, saved, w_self, w_other, 0

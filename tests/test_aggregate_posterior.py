@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -150,7 +151,7 @@ def _check(make: Make, dtype: torch.dtype, kind: str) -> None:
         assert_within_budget(a, p, o, scale=o.detach().abs().clamp(min=1), slack=slack)
     grads = tuple(torch.randn(o.shape, dtype=torch.float64) for o in oracle)
     for used in ((0, 1), (0,), (1,)):
-        of = lambda out, inputs, used=used: torch.autograd.grad(  # noqa: E731
+        of = lambda out, inputs, used=used: torch.autograd.grad(
             [out[k] for k in used], inputs, [grads[k].to(out[k].dtype) for k in used], allow_unused=True
         )
         weighed = tuple(g if k in used else torch.zeros_like(g) for k, g in enumerate(grads))
@@ -178,3 +179,223 @@ def test_values_and_gradients(kernels: str, make: Make, dtype: torch.dtype, kind
 @pytest.mark.parametrize("make", EDGES)
 def test_edges(kernels: str, make: Make, dtype: torch.dtype, kind: str) -> None:
     _check(make, dtype, kind)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_strides(kernels: str, dtype: torch.dtype) -> None:
+    z, mu, logvar = _mixture(24, 30, 7)(dtype)
+    log_weights = _log_weights(24, 30)
+    grads = torch.randn(24), torch.randn(24, 7)
+
+    def run(*inputs: Tensor, **keywords: Any) -> tuple[Tensor, ...]:
+        leaves = [t.requires_grad_() for t in inputs]
+        outputs = fastib.aggregate_posterior(*leaves, **keywords)
+        return *outputs, *torch.autograd.grad(outputs, leaves, keywords_grads)
+
+    keywords_grads = grads
+    expected = run(z.clone(), mu.clone(), logvar.clone(), log_weights=log_weights)
+    wide = torch.zeros(30, 21, dtype=dtype)
+    wide[:, 1::3] = logvar
+    keywords_grads = grads[0], grads[1].t().contiguous().t()
+    strided = z.t().contiguous().t(), mu[:, None].expand(30, 2, 7)[:, 1], wide[:, 1::3]
+    strided_weights = log_weights.t().contiguous().t()
+    for a, b in zip(run(*strided, log_weights=strided_weights), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_expanded_gradients_and_weights(kernels: str) -> None:
+    inputs = [t.requires_grad_() for t in _mixture(12, 12, 5)(torch.float32)]
+    row = torch.randn(1, 12)
+    outputs = fastib.aggregate_posterior(*inputs, log_weights=row.expand(12, 12))
+    grads = torch.autograd.grad(outputs[0].sum() + outputs[1].sum(), inputs)
+    outputs = fastib.aggregate_posterior(*inputs, log_weights=row.repeat(12, 1))
+    repeated = torch.autograd.grad(outputs, inputs, (torch.ones(12), torch.ones(12, 5)))
+    assert all(torch.equal(a, b) for a, b in zip(grads, repeated, strict=True))
+
+
+@pytest.mark.parametrize("kind", [k for k in WEIGHTINGS if k != "own_hardly"])
+def test_gradcheck(kernels: str, kind: str) -> None:
+    inputs = [t.requires_grad_() for t in _mixture(4, 7, 3)(torch.float64)]
+    keywords = _doubles(_weightings(inputs[0], inputs[1])[kind])
+    assert torch.autograd.gradcheck(lambda *t: fastib.aggregate_posterior(*t, **keywords), inputs)
+    far = [(inputs[0] + 40).detach().requires_grad_(), *inputs[1:]]
+    assert torch.autograd.gradcheck(lambda *t: fastib.aggregate_posterior(*t, **keywords), far, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_opcheck(weighted: bool) -> None:
+    z, mu, logvar = _mixture(5, 8, 3)(torch.float32)
+    log_weights = _log_weights(5, 8) if weighted else None
+    weights = (log_weights, 0.1, 0.2, 2)
+    torch.library.opcheck(_ops.aggregate_posterior, (z, mu, logvar, *weights))
+    log_qz, log_qz_marginals, saved = _ops.aggregate_posterior(z, mu, logvar, *weights)
+    for grads in ((log_qz, log_qz_marginals), (None, log_qz_marginals), (log_qz, None)):
+        arguments = (*grads, z, mu, logvar, log_weights, saved, 0.1, 0.2, 2)
+        torch.library.opcheck(_ops.aggregate_posterior_backward, arguments)
+
+
+def test_second_derivatives_raise() -> None:
+    z, mu, logvar = (t.requires_grad_() for t in _mixture(4, 4, 2)(torch.float32))
+    log_qz, _ = fastib.aggregate_posterior(z**2, mu, logvar, estimator="in_batch")
+    (grad,) = torch.autograd.grad(log_qz.sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="once differentiable"):
+        torch.autograd.grad(grad.sum(), mu)
+
+
+@pytest.mark.parametrize("kind", ["mss", "log_weights"])
+@pytest.mark.parametrize("shape", [(64, 64, 10), (500, 700, 5), (700, 500, 5)], ids=str)
+def test_same_bits_for_any_number_of_threads(
+    kernels: str, threads: None, shape: tuple[int, int, int], kind: str
+) -> None:
+    inputs = [t.requires_grad_() for t in _mixture(*shape)(torch.float32)]
+    keywords = _weightings(inputs[0], inputs[1]).get(kind, {"estimator": "in_batch"})
+
+    def run() -> tuple[Tensor, ...]:
+        outputs = fastib.aggregate_posterior(*inputs, **keywords)
+        return *outputs, *torch.autograd.grad(outputs, inputs, [o.detach() for o in outputs])
+
+    assert_same_bits_for_threads(run)
+
+
+def test_parts_of_the_rows_give_the_whole(kernels: str) -> None:
+    """Row by row or all at once: the same bits, where row_offset says which components are the rows' own."""
+    z, mu, logvar = _mixture(150, 150, 6)(torch.float32)
+    whole = fastib.aggregate_posterior(z, mu, logvar, dataset_size=1000)
+    for begin, end in ((0, 1), (1, 48), (48, 150)):
+        part = fastib.aggregate_posterior(z[begin:end], mu, logvar, dataset_size=1000, row_offset=begin)
+        for a, b in zip(part, whole, strict=True):
+            assert torch.equal(a, b[begin:end])
+
+
+def test_compiles_whole() -> None:
+    inputs = [t.requires_grad_() for t in _mixture(20, 20, 3)(torch.float32)]
+    compiled = torch.compile(fastib.aggregate_posterior, fullgraph=True)
+    ours, expected = (fn(*inputs, dataset_size=100) for fn in (compiled, fastib.aggregate_posterior))
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    grads = (torch.autograd.grad(out[0].sum() + out[1].sum(), inputs) for out in (ours, expected))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# What is not finite.
+
+
+def test_nan_propagates_as_in_the_plain_expression(kernels: str) -> None:
+    for which, index in ((0, (2, 1)), (1, (4, 0)), (2, (3, 2))):
+        inputs = list(_mixture(9, 9, 4)(torch.float32))
+        inputs[which][index] = math.nan
+        for inputs_of in (inputs, [t.double() for t in inputs]):
+            ours, plain = (
+                fn(*inputs_of, estimator="in_batch")
+                for fn in (fastib.aggregate_posterior, reference.aggregate_posterior)
+            )
+            for a, b in zip(ours, plain, strict=True):
+                torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+def test_infinite_inputs(kernels: str) -> None:
+    z, mu, logvar = _mixture(9, 9, 3)(torch.float32)
+    mu[1, 0], logvar[2, 1], z[5, 2] = math.inf, math.inf, -math.inf  # two components of no density, one far row
+    ours, plain = (
+        fn(z, mu, logvar, estimator="in_batch") for fn in (fastib.aggregate_posterior, reference.aggregate_posterior)
+    )
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_weighs_anything(kernels: str) -> None:
+    """A row whose weights are all 0 has density 0, and no gradient."""
+    inputs = [t.requires_grad_() for t in _mixture(3, 5, 2)(torch.float32)]
+    log_weights = torch.zeros(3, 5)
+    log_weights[1] = -math.inf
+    log_qz, log_qz_marginals = fastib.aggregate_posterior(*inputs, log_weights=log_weights)
+    assert log_qz[1] == -math.inf and (log_qz_marginals[1] == -math.inf).all()
+    assert log_qz[[0, 2]].isfinite().all()
+    for grad in torch.autograd.grad((log_qz, log_qz_marginals), inputs, (torch.ones(3), torch.ones(3, 2))):
+        assert grad.isfinite().all()
+
+
+def test_finite_for_every_reasonable_logvar(kernels: str) -> None:
+    logvar = torch.linspace(-80, 80, 64)[:, None].repeat(1, 3).requires_grad_()
+    mu = torch.randn(64, 3, requires_grad=True)
+    z = (mu.detach() + 1e-3 * torch.randn(64, 3)).requires_grad_()
+    outputs = fastib.aggregate_posterior(z, mu, logvar, dataset_size=100)
+    grads = torch.autograd.grad([o.sum() for o in outputs], (z, mu, logvar))
+    assert all(t.isfinite().all() for t in (*outputs, *grads))
+
+
+# The estimators.
+
+
+def _density(z: Tensor, mu: Tensor, logvar: Tensor, i: int, j: int, dims: slice) -> Fraction:
+    """Of z_i under component j, in the dimensions `dims`: exact from rounded factors on."""
+    rows = zip(z[i, dims].tolist(), mu[j, dims].tolist(), logvar[j, dims].tolist(), strict=True)
+    return math.prod((Fraction(enumeration.gaussian(*row)) for row in rows), start=Fraction(1))
+
+
+@pytest.mark.parametrize("estimator", enumeration.WEIGHTS)
+@pytest.mark.parametrize(("n", "b"), [(5, 2), (5, 4), (6, 3), (6, 6)])
+def test_mean_over_all_minibatches(kernels: str, estimator: str, n: int, b: int) -> None:
+    """The mean estimate of a density, over every minibatch, against exact arithmetic; for "mss" that is the truth."""
+    torch.manual_seed(n * b)
+    z, mu, logvar = _mixture(n, n, 2)(torch.float64)
+    for row in range(n):
+        batches = enumeration.minibatches(n, b, row)
+        for dims in (slice(0, 2), slice(0, 1), slice(1, 2)):
+            densities = [_density(z, mu, logvar, row, j, dims) for j in range(n)]
+            exact = sum((enumeration.estimate(estimator, densities, batch) for batch in batches), Fraction(0))
+            estimates = []
+            for batch in batches:
+                columns = list(batch)
+                log_qz, log_qz_marginals = fastib.aggregate_posterior(
+                    z[row : row + 1], mu[columns], logvar[columns], estimator=estimator, dataset_size=n
+                )
+                log_q = log_qz if dims == slice(0, 2) else log_qz_marginals[:, dims.start]
+                estimates.append(math.exp(log_q.item()))
+            assert math.fsum(estimates) == pytest.approx(float(exact), rel=1e-12)
+            if estimator == "mss":
+                truth = sum(densities, Fraction(0)) / n
+                assert math.fsum(estimates) / len(batches) == pytest.approx(float(truth), rel=1e-12)
+
+
+def test_the_example_of_the_derivation() -> None:
+    """Densities (7, 1, 4, 0, 9), the row's own being 7: the truth is 21/5, and the estimates have these moments."""
+    densities = [Fraction(x) for x in (7, 1, 4, 0, 9)]
+    batches = enumeration.minibatches(5, 4, 0)
+    ours = []
+    for batch in batches:
+        weights = [fastib._arguments.estimator_weights("mss", 5, 4)[min(k, 1)] for k in range(4)]
+        values = torch.tensor([float(densities[j]) for j in batch], dtype=torch.float64)
+        # Components of one density everywhere near 0, so that the weights carry the given densities.
+        zero = torch.zeros(4, 1, dtype=torch.float64)
+        log_weights = (values * torch.tensor(weights, dtype=torch.float64)).log()[None]
+        log_qz, _ = fastib.aggregate_posterior(zero[:1], zero, zero, log_weights=log_weights)
+        ours.append(math.exp(log_qz.item()) * math.sqrt(2 * math.pi))
+    assert statistics.fmean(ours) == pytest.approx(21 / 5, rel=1e-12)
+    assert statistics.pvariance(ours) == pytest.approx(0.87, abs=0.005)
+    mws = [enumeration.estimate("mws", densities, batch) for batch in batches]
+    assert sum(mws) / len(mws) == Fraction(7, 8)
+
+
+# Memory.
+
+_PEAK = """
+import resource, sys, torch, fastib
+rows, dims = int(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(2)
+inputs = [torch.randn(rows, dims, requires_grad=True) for _ in range(3)]
+small = [t[:64] for t in inputs]
+torch.autograd.grad(fastib.aggregate_posterior(*small, dataset_size=64)[0].sum(), inputs)  # the libraries' own memory
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+outputs = fastib.aggregate_posterior(*inputs, dataset_size=rows)
+grads = torch.autograd.grad([o.sum() for o in outputs], inputs)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_of_a_large_batch() -> None:
+    """8192 x 64: 17 GB for whoever holds the pairs."""
+    command = [sys.executable, "-c", _PEAK, "8192", "64"]
+    kilobytes = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert kilobytes < 100_000

@@ -233,7 +233,7 @@ SELECTION = "(vae or chunk or transposed or non_finite or extreme-torch or check
 def test_all_operators_on_the_reference() -> None:
     """The operators' own tests, in a process that asks for the reference, which is slow: not on every layout."""
     files = [str(path) for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in reference.KERNELS]
-    assert len(files) == 6
+    assert len(files) == 8
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", SELECTION],
         env={**os.environ, "FASTIB_BACKEND": "reference", "CI": ""},
