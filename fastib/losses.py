@@ -19,9 +19,10 @@ from fastib._arguments import (
     check_floating,
     check_like,
     check_number,
+    estimator_weights,
     is_dense,
 )
-from fastib.functional import gaussian_kl
+from fastib.functional import elbo_decomposition, gaussian_kl
 from fastib.schedules import Linear, Schedule
 
 
@@ -96,6 +97,10 @@ def _value(schedule: Schedule, kl: Tensor) -> Tensor:
     return schedule.value.to(accumulate_dtype(kl.dtype))
 
 
+def _weighted(weight: float | Schedule, term: Tensor) -> Tensor:
+    return (_value(weight, term) if isinstance(weight, Schedule) else weight) * term
+
+
 def _kl_of_samples(mu: Tensor, logvar: Tensor) -> Tensor:
     """Summed over all dimensions but the first."""
     mu, logvar = (t.flatten(1) if t.dim() > 1 else t.unsqueeze(1) for t in (mu, logvar))
@@ -157,8 +162,7 @@ class BetaVAELoss(_VAELoss):
             kl = gaussian_kl(mu, logvar, free_bits=self.free_bits)
         assert kl is not None
         reconstruction = self._reconstruction(output, target)
-        beta = _value(self.beta, kl) if isinstance(self.beta, Schedule) else self.beta
-        return VAETerms(reconstruction + beta * kl, reconstruction.detach(), kl.detach())
+        return VAETerms(reconstruction + _weighted(self.beta, kl), reconstruction.detach(), kl.detach())
 
 
 class AnnealedVAELoss(_VAELoss):
@@ -227,3 +231,84 @@ class AnnealedVAELoss(_VAELoss):
         reconstruction = self._reconstruction(output, target)
         constraint = torch.abs(kl - _value(self.capacity, kl)).mean()
         return VAETerms(reconstruction + self.gamma * constraint, reconstruction.detach(), kl.detach().mean())
+
+
+class BetaTCVAETerms(NamedTuple):
+    """The loss of a beta-TCVAE and what it is made of, in nats. All but `loss` are detached: they are for the log."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    mutual_information: Tensor
+    total_correlation: Tensor
+    dimension_wise_kl: Tensor
+    mutual_information_ceiling: float
+
+
+class BetaTCVAELoss(_VAELoss):
+    """Reconstruction + alpha MI + beta TC + gamma DWKL, the three parts of the KL of a VAE weighed apart::
+
+        terms = fastib.elbo_decomposition(z, mu, logvar, dataset_size)
+        reconstruction + alpha * terms.mutual_information + beta * terms.total_correlation \\
+            + gamma * terms.dimension_wise_kl
+
+    Args:
+        alpha, beta, gamma: the weights: each a number, or a `Schedule`. With all of them 1 the loss is the negative
+            evidence lower bound, whatever the estimator.
+        dataset_size: N, the number of training samples. "mss" and "mws" need it; it is never guessed.
+        estimator: "mss", "mws", "in_batch" or "leave_one_out": see `fastib.aggregate_posterior`.
+        likelihood: "bernoulli" or "gaussian", as in `BetaVAELoss`.
+
+    Call it with `(output, target, z, mu, logvar)`, where z [B, D] is the sample that was decoded. It returns
+    `BetaTCVAETerms`: loss, reconstruction, the three terms, and the ceiling -ln w_self of the mutual information. Call
+    `step()` after each step of the optimiser where a weight is a `Schedule`.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type, dtype or value, naming the argument; at the call also for
+            a batch of one sample, where the estimator divides by B - 1.
+
+    Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 4; alpha = gamma = 1 and beta = 6
+    are its values for dSprites.
+
+    >>> import torch
+    >>> from fastib.losses import BetaTCVAELoss
+    >>> criterion = BetaTCVAELoss(beta=6.0, dataset_size=1000)
+    >>> output, target = torch.zeros(8, 3), torch.ones(8, 3)
+    >>> z, mu, logvar = torch.randn(8, 2), torch.zeros(8, 2), torch.zeros(8, 2)
+    >>> terms = criterion(output, target, z, mu, logvar)
+    >>> round(terms.mutual_information_ceiling, 4)
+    6.9078
+    """
+
+    def __init__(
+        self,
+        alpha: float | Schedule = 1.0,
+        beta: float | Schedule = 6.0,
+        gamma: float | Schedule = 1.0,
+        *,
+        dataset_size: int | None = None,
+        estimator: str = "mss",
+        likelihood: str = "bernoulli",
+    ) -> None:
+        super().__init__(likelihood)
+        for name, weight in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            if not isinstance(weight, Schedule):
+                check_number(name, weight, minimum=0.0)
+        estimator_weights(estimator, dataset_size, 2)  # what it raises for any batch, before the first one
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.dataset_size, self.estimator = dataset_size, estimator
+
+    def extra_repr(self) -> str:
+        weights = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+        shown = [f"{name}={weight}" for name, weight in weights.items() if not isinstance(weight, Schedule)]
+        shown += [f"dataset_size={self.dataset_size}", f"estimator={self.estimator!r}"]
+        return ", ".join([*shown, f"likelihood={self.likelihood!r}"])
+
+    def forward(self, output: Tensor, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor) -> BetaTCVAETerms:
+        _check(output, target, mu, logvar, None, "batch")
+        terms = elbo_decomposition(z, mu, logvar, self.dataset_size, estimator=self.estimator)
+        reconstruction = self._reconstruction(output, target)
+        mi, tc, kl = terms
+        loss = reconstruction + _weighted(self.alpha, mi) + _weighted(self.beta, tc) + _weighted(self.gamma, kl)
+        return BetaTCVAETerms(
+            loss, reconstruction.detach(), mi.detach(), tc.detach(), kl.detach(), terms.mutual_information_ceiling
+        )

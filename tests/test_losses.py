@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 import fastib
-from fastib.losses import AnnealedVAELoss, BetaVAELoss
+from fastib.losses import AnnealedVAELoss, BetaTCVAELoss, BetaVAELoss
 from fastib.schedules import Cosine, Cyclic, Linear
 
 B = 6
@@ -196,3 +198,78 @@ def test_gradients_train(criterion: torch.nn.Module) -> None:
         criterion(output, TARGET, mu, logvar).loss.backward()
         optimiser.step()
     assert criterion(output, TARGET, mu, logvar).loss.item() < first
+
+
+# beta-TCVAE.
+
+Z = MU + torch.exp(LOGVAR / 2) * torch.randn(B, 3)
+
+
+def test_beta_tcvae_weighs_the_three_parts() -> None:
+    terms = BetaTCVAELoss(0.5, 6.0, 2.0, dataset_size=100)(OUTPUT, TARGET, Z, MU, LOGVAR)
+    parts = fastib.elbo_decomposition(Z, MU, LOGVAR, 100)
+    torch.testing.assert_close(terms.reconstruction, _bernoulli())
+    torch.testing.assert_close(terms[2:5], tuple(parts))
+    torch.testing.assert_close(terms.loss, _bernoulli() + 0.5 * parts[0] + 6 * parts[1] + 2 * parts[2])
+    assert terms.mutual_information_ceiling == parts.mutual_information_ceiling == pytest.approx(math.log(100))
+    assert not any(term.requires_grad for term in terms[1:5])
+
+
+@pytest.mark.parametrize("estimator", ["mss", "mws", "in_batch", "leave_one_out"])
+def test_beta_tcvae_with_weights_of_one_is_the_evidence_lower_bound(estimator: str) -> None:
+    mu, logvar, z = (t.clone().requires_grad_() for t in (MU, LOGVAR, Z))
+    terms = BetaTCVAELoss(beta=1.0, dataset_size=100, estimator=estimator)(OUTPUT, TARGET, z, mu, logvar)
+    posterior, prior = torch.distributions.Normal(mu, torch.exp(logvar / 2)), torch.distributions.Normal(0, 1)
+    bound = _bernoulli() + (posterior.log_prob(z) - prior.log_prob(z)).sum(-1).mean()
+    torch.testing.assert_close(terms.loss, bound)
+    gradients = (torch.autograd.grad(loss, (z, mu, logvar)) for loss in (terms.loss, bound))
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_beta_tcvae_anneals_by_step_alone() -> None:
+    criterion = BetaTCVAELoss(beta=Linear(1.0, 6.0, 5), gamma=Linear(0.0, 1.0, 2), dataset_size=100)
+    mi, tc, kl = fastib.elbo_decomposition(Z, MU, LOGVAR, 100)
+    for step in range(7):
+        for _ in range(2):
+            loss = criterion(OUTPUT, TARGET, Z, MU, LOGVAR).loss
+            expected = _bernoulli() + mi + min(1.0 + step, 6.0) * tc + min(step / 2, 1.0) * kl
+            torch.testing.assert_close(loss, expected)
+        criterion.step()
+    loaded = BetaTCVAELoss(beta=Linear(1.0, 6.0, 5), gamma=Linear(0.0, 1.0, 2), dataset_size=100)
+    loaded.load_state_dict(criterion.state_dict())
+    torch.testing.assert_close(loaded(OUTPUT, TARGET, Z, MU, LOGVAR), criterion(OUTPUT, TARGET, Z, MU, LOGVAR))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({}, ValueError, "dataset_size must be given"),
+        ({"dataset_size": 0}, ValueError, "dataset_size must be at least 1, got 0"),
+        ({"dataset_size": "100"}, TypeError, "dataset_size must be an integer"),
+        ({"dataset_size": 100, "alpha": -1.0}, ValueError, "alpha must be a finite number of at least 0"),
+        ({"dataset_size": 100, "beta": "6"}, TypeError, "beta must be a number"),
+        ({"dataset_size": 100, "gamma": math.nan}, ValueError, "gamma must be a finite number"),
+        ({"dataset_size": 100, "estimator": "chen"}, ValueError, "estimator must be one of"),
+        ({"dataset_size": 100, "likelihood": "laplace"}, ValueError, "likelihood must be one of"),
+    ],
+)
+def test_beta_tcvae_checks_what_it_is_made_of(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        BetaTCVAELoss(**keywords)
+
+
+def test_beta_tcvae_checks_its_batch() -> None:
+    criterion = BetaTCVAELoss(dataset_size=100)
+    with pytest.raises(ValueError, match="z must have one row for each row of mu, 6, got 5"):
+        criterion(OUTPUT, TARGET, Z[:5], MU, LOGVAR)
+    with pytest.raises(ValueError, match="at least two components, mu has 1"):
+        criterion(OUTPUT[:1], TARGET[:1], Z[:1], MU[:1], LOGVAR[:1])
+    with pytest.raises(ValueError, match="dataset_size must be at least the number of components, 6, got 5"):
+        BetaTCVAELoss(dataset_size=5)(OUTPUT, TARGET, Z, MU, LOGVAR)
+
+
+def test_beta_tcvae_says_what_it_is() -> None:
+    assert "beta=6.0" in repr(BetaTCVAELoss(dataset_size=100)) and "dataset_size=100" in repr(
+        BetaTCVAELoss(dataset_size=100)
+    )
