@@ -16,7 +16,7 @@ from benches.suites import Spec
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benches.run", description="Times fastib against plain PyTorch.")
-    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds, no torch.compile")
+    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds, nothing that compiles")
     parser.add_argument("--operator", choices=suites.OPERATORS, help="run this operator only")
     parser.add_argument("--no-save", action="store_true", help="do not write benches/results")
     arguments = parser.parse_args(argv)
@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def select(operator: str | None, quick: bool) -> list[Spec]:
     return [
-        spec
-        for spec in suites.SPECS
-        if operator in (None, spec.operator) and (not quick or spec.shape == suites.CALL_BOUND)
+        spec for spec in suites.SPECS if operator in (None, spec.operator) and (not quick or spec.shape in suites.QUICK)
     ]
 
 
@@ -41,7 +39,7 @@ def measure(specs: Sequence[Spec], quick: bool) -> list[Row]:
     rows: list[Row] = []
     for number, spec in enumerate(specs, 1):
         print(f"[{number}/{len(specs)}] {spec}", file=sys.stderr, flush=True)
-        names = [name for name in suites.contenders(spec) if not (quick and name == "torch.compile")]
+        names = [name for name in suites.contenders(spec) if not (quick and name in ("torch.compile", "KeOps"))]
         rows += harness.measure(suites.build(spec, names), budget_seconds=0.05 if quick else 8)
     return rows
 

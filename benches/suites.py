@@ -1,19 +1,24 @@
 """What is measured: the shapes of each operator, its contenders, and the work that no contender can avoid.
 
 A contender runs forward and backward and returns the gradients by the inputs. `fastib` is the public function; `eager`
-the few lines of PyTorch that people copy; `torch.compile` those same lines, compiled; `fastib <isa>` the public
-function on an instruction set other than the one that serves; `fastib float32` beside a case of lower precision.
+the few lines of PyTorch that people copy; `torch.compile` those same lines, compiled; `KeOps` the same by pykeops, where
+that is installed; `fastib <isa>` the public function on an instruction set other than the one that serves; `fastib
+float32` beside a case of lower precision.
 
 `moved` counts the tensors that must pass through memory: each pass reads each of its inputs once and writes each of its
 outputs once. A gradient that is the upstream one itself, or one number expanded, moves nothing.
 
 `instructions` counts vector instructions per vector of float32 over both passes, from the formulas in csrc/common: the
 arithmetic, comparisons and selections, for AVX2; no loads, stores, shuffles or loops. It takes the noise twice, since
-keeping nothing between the passes is what the operators promise.
+keeping nothing between the passes is what the operators promise. For an operator on all pairs of a batch it counts, per
+pair and dimension, multiplications and multiply-adds alone, with one exponential in each pass: a third or more of its
+instructions are additions, for which some cores have ports of their own.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -68,6 +73,7 @@ class Operator(NamedTuple):
     inputs: Callable[[tuple[int, ...]], tuple[Tensor, ...]]
     moved: int
     instructions: int
+    pairs: bool = False  # of all pairs of the first dimension
 
 
 def _eager_reparameterize(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -92,8 +98,39 @@ def _eager_information_dropout(x: Tensor, log_std: Tensor) -> tuple[Tensor, Tens
     return z, torch.where(x > 0, -log_std, 0.0).sum() / x.shape[0]
 
 
+def _eager_aggregate_posterior(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    log_density = -0.5 * ((z[:, None] - mu).pow(2) * torch.exp(-logvar) + logvar + math.log(2 * math.pi))
+    log_batch = math.log(z.shape[0])
+    return torch.logsumexp(log_density.sum(2), 1) - log_batch, torch.logsumexp(log_density, 1) - log_batch
+
+
+def _aggregate_posterior(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    return fastib.aggregate_posterior(z, mu, logvar, estimator="in_batch")
+
+
+def _keops_aggregate_posterior(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Symbolic pairs. KeOps sums exponentials of scalars, so each dimension of the marginals is a batch of its own."""
+    from pykeops.torch import LazyTensor
+
+    def log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Any:
+        u = (LazyTensor(z) - LazyTensor(mu)) * LazyTensor(torch.exp(-0.5 * logvar))
+        return (-0.5 * (u**2 + LazyTensor(logvar) + math.log(2 * math.pi))).sum(-1)
+
+    log_batch = math.log(z.shape[0])
+    joint = log_density(z[:, None], mu[None], logvar[None]).logsumexp(1).view(-1)
+    by_dimension = z.t().contiguous(), mu.t().contiguous(), logvar.t().contiguous()
+    z, mu, logvar = by_dimension[0][:, :, None, None], *(t[:, None, :, None] for t in by_dimension[1:])
+    marginals = log_density(z, mu, logvar).logsumexp(2)
+    return joint - log_batch, marginals.squeeze(-1).t() - log_batch
+
+
 def _gaussian(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     return torch.randn(shape), torch.randn(shape)
+
+
+def _posteriors(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    mu, logvar = torch.randn(shape), torch.randn(shape) - 1
+    return mu + torch.exp(logvar / 2) * torch.randn(shape), mu, logvar
 
 
 def _logvar(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -140,10 +177,21 @@ OPERATORS = {
         moved=3 + 5,  # x, log_std -> z; g, x, log_std -> d_x, d_log_std
         instructions=2 * (NOISE + 2 * EXP) + 5 + 7,
     ),
+    "aggregate_posterior": Operator(
+        _aggregate_posterior,
+        _eager_aggregate_posterior,
+        _posteriors,
+        moved=4 + 8,  # z, mu, logvar -> log_qz_marginals; those, their gradient -> d_z, d_mu, d_logvar
+        instructions=2 * (3 + 6) + 4,  # the exponent 3 and the exponential 6, twice; the gradients 4
+        pairs=True,
+    ),
 }
 
 CALL_BOUND, CACHE, MEMORY = (128, 10), (1024, 1024), (4096, 4096)
 CONVOLUTION = (128, 96, 16, 16)
+
+PAIRS = ((64, 10), (256, 10), (1024, 10), (1024, 64), (2048, 32))
+QUICK = (CALL_BOUND, PAIRS[0])
 
 IN_FLOAT32 = "fastib float32"
 
@@ -157,6 +205,7 @@ SPECS = [
     Spec("reparameterize_with_kl", MEMORY, torch.bfloat16),
     Spec("information_dropout", CALL_BOUND),
     Spec("information_dropout", CONVOLUTION),
+    *(Spec("aggregate_posterior", shape) for shape in PAIRS),
 ]
 SPECS.sort(key=lambda spec: list(OPERATORS).index(spec.operator))
 
@@ -170,6 +219,8 @@ def contenders(spec: Spec) -> list[str]:
     """The names of a case's contenders. Instruction sets compete where the kernel decides: not in bfloat16, not where
     the call does."""
     others = [] if spec.dtype == torch.float32 else [IN_FLOAT32]
+    if OPERATORS[spec.operator].pairs and importlib.util.find_spec("pykeops"):
+        others = ["KeOps"]
     if _backends._cpu is not None and spec in (Spec("reparameterize_with_kl", s) for s in (CACHE, MEMORY)):
         others = [f"fastib {name}" for name in _backends._cpu.supported_isas() if name != isa()]
     return ["fastib", "eager", "torch.compile", *others]
@@ -188,7 +239,7 @@ def build(spec: Spec, names: list[str]) -> Case:
         upstream,
         {name: _contender(name, operator, inputs, upstream) for name in names},
         operator.moved * inputs[0].numel() * inputs[0].element_size(),
-        operator.instructions * inputs[0].numel(),
+        operator.instructions * inputs[0].numel() * (spec.shape[0] if operator.pairs else 1),
     )
 
 
@@ -198,6 +249,8 @@ def _contender(name: str, operator: Operator, inputs: tuple[Tensor, ...], upstre
     if name == "torch.compile":
         torch.compiler.reset()  # else the second shape of an operator would be compiled for any shape, and be slower
         return _both_passes(torch.compile(operator.eager), inputs, upstream)
+    if name == "KeOps":
+        return _both_passes(_keops_aggregate_posterior, inputs, upstream)
     if name == IN_FLOAT32:
         inputs = tuple(t.detach().float().requires_grad_() for t in inputs)
         upstream = tuple(t.float() for t in upstream)
