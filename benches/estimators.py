@@ -25,7 +25,7 @@ from fastib.metrics import exact_elbo_decomposition
 from fastib.plots import require_matplotlib
 
 Row = dict[str, Any]
-RESULTS = Path(__file__).parent / "results"
+RESULTS, NAME = Path(__file__).parent / "results", "estimators.json"
 BATCHES = (16, 64, 256)
 ESTIMATORS = ("mss", "mws", "in_batch", "column")
 DIMS = 10
@@ -170,9 +170,9 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
     rows = list(measure(arguments.trials))
     print(table(rows))
     results.mkdir(exist_ok=True)
-    header = {**provenance.header(), "dataset_size": N, "dims": DIMS}
+    header = {**provenance.header(), "dataset_size": N}
     lines = ",\n".join(json.dumps(row) for row in rows)
-    (results / "estimators.json").write_text(f'{{"header": {json.dumps(header)},\n"rows": [\n{lines}\n]}}\n')
+    (results / NAME).write_text(f'{{"header": {json.dumps(header)},\n"rows": [\n{lines}\n]}}\n')
     picture(results / "estimators.png", rows)
     return 0
 

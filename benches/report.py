@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benches import estimators
+
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benches:begin -->", "<!-- benches:end -->"
+ESTIMATORS_BEGIN, ESTIMATORS_END = "<!-- estimators:begin -->", "<!-- estimators:end -->"
 
 
 def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
@@ -21,7 +24,10 @@ def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path
     arguments = parser.parse_args(argv)
 
     text = readme.read_text()
-    updated = splice(text, "\n\n".join(section(path) for path in newest(results)))
+    updated = splice(text, BEGIN, END, "\n\n".join(section(path) for path in newest(results)))
+    if (results / estimators.NAME).exists():
+        rows = json.loads((results / estimators.NAME).read_text())["rows"]
+        updated = splice(updated, ESTIMATORS_BEGIN, ESTIMATORS_END, estimators.table(rows))
     if arguments.check:
         if updated != text:
             print("README.md is stale: run python -m benches.report", file=sys.stderr)
@@ -36,13 +42,13 @@ def newest(results: Path) -> list[Path]:
     return sorted({path.name[date:]: path for path in sorted(results.glob("*.jsonl"))}.values())
 
 
-def splice(text: str, tables: str) -> str:
-    """The text with what is between its markers replaced."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no {BEGIN} and {END} to write between")
-    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
+def splice(text: str, begin: str, end: str, tables: str) -> str:
+    """The text with what is between the two markers replaced."""
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"no {begin} and {end} to write between")
+    return f"{before}{begin}\n{tables}\n{end}{after}"
 
 
 def section(path: Path) -> str:

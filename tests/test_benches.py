@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 sys.path.append(str(Path(__file__).parent.parent))  # benches is not installed: it runs from the checkout
 
-from benches import harness, report, run, suites
+import fastib
+from benches import estimators, harness, report, run, suites
 
 QUICK = run.select(None, quick=True)
 
@@ -91,3 +93,43 @@ def test_report_refuses_a_readme_without_markers(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing here\n")
     with pytest.raises(ValueError, match="benches:begin"):
         report.main([], readme=tmp_path / "README.md", results=tmp_path)
+
+
+# The bench of estimators.
+
+
+def test_column_weights_are_those_of_the_widespread_code() -> None:
+    """Which writes them by a flat index: every B-th number is the first column, not the diagonal."""
+    n, batch = 50, 7
+    others = batch - 1
+    flat = torch.full((batch * batch,), 1 / others)
+    flat[0::batch], flat[1::batch] = 1 / n, (n - others) / (n * others)
+    flat[(others - 1) * batch] = (n - others) / (n * others)
+    weights = estimators.column_weights(n, batch)
+    assert torch.equal(weights, flat.view(batch, batch))
+
+    data = estimators.DataSet.of(torch.randn(batch, 3), torch.randn(batch, 3) - 1, (0.0, 0.0))
+    log_density = torch.distributions.Normal(data.mu, torch.exp(data.logvar / 2)).log_prob(data.z[:, None])
+    log_qz = torch.logsumexp(weights.log() + log_density.sum(2), dim=1)
+    log_qz_marginals = torch.logsumexp(weights.log()[..., None] + log_density, dim=1)
+    ours = fastib.aggregate_posterior(data.z, data.mu, data.logvar, log_weights=weights.log())
+    torch.testing.assert_close(ours[0], log_qz)
+    torch.testing.assert_close(ours[1], log_qz_marginals)
+
+
+def test_estimators_are_where_their_theory_puts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert estimators.main(["--trials", "4"], results=tmp_path) == 0
+    assert (tmp_path / "estimators.png").stat().st_size > 10_000
+    rows = json.loads((tmp_path / estimators.NAME).read_text())["rows"]
+    assert estimators.table(rows) in capsys.readouterr().out
+    found = {(r["data_set"], r["term"], r["batch"], r["estimator"]): r["mean"] for r in rows}
+    assert len(found) == len(rows) == 4 * 2 * len(estimators.BATCHES) * len(estimators.ESTIMATORS)
+    ln_n = math.log(estimators.N)
+    for row in rows:
+        if row["estimator"] == "mss" and row["data_set"] in ("collapse", "separated"):
+            assert row["mean"] == pytest.approx(row["truth"], abs=0.05)
+        assert row["exact"] == pytest.approx(row["truth"], abs=0.15)
+    for batch in estimators.BATCHES:
+        assert found["collapse", "MI", batch, "mws"] == pytest.approx(ln_n, abs=1e-3)
+        assert found["separated", "MI", batch, "in_batch"] == pytest.approx(math.log(batch), abs=1e-3)
+        assert found["hash code", "TC", batch, "in_batch"] == pytest.approx(ln_n - math.log(batch), abs=1.2)
