@@ -15,10 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastib", description="Information-bottleneck losses for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    demo = commands.add_parser(
-        "demo", help="train a beta-VAE on sprites with fused and with plain losses, side by side"
-    )
+    demo = commands.add_parser("demo", help="train a VAE on sprites with fused and with plain losses, side by side")
     demo.add_argument("--seconds", type=_seconds, default=60.0, help="time to train, for both together (default: 60)")
+    demo.add_argument("--loss", choices=("beta-vae", "beta-tcvae"), default="beta-vae", help="default: beta-vae")
     demo.add_argument("--output", type=_folder, default=Path("fastib-demo"), help="folder for the picture")
 
     # Its options are its own: benches/run.py parses them.
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _bench(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return _demo(args.seconds, args.output)
+    return _demo(args.seconds, args.loss, args.output)
 
 
 def _seconds(text: str) -> float:
@@ -47,10 +46,10 @@ def _folder(text: str) -> Path:
     return folder
 
 
-def _demo(seconds: float, output: Path) -> int:
+def _demo(seconds: float, loss: str, output: Path) -> int:
     from fastib import demo
 
-    result = demo.run(seconds, output=output)
+    result = demo.run(seconds, loss=loss, output=output)
     return 0 if result.agrees else 1
 
 

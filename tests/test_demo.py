@@ -90,3 +90,21 @@ def test_output_in_place_of_a_file(below: str, tmp_path: Path, capsys: pytest.Ca
         f"argument --output: must be a folder, or the name of a new one: {tmp_path / 'file'} is a file"
         in capsys.readouterr().err
     )
+
+
+def test_beta_tcvae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = demo.run(steps=4, loss="beta-tcvae", output=tmp_path)
+    assert result.agrees and result.picture.exists()
+    for ours, theirs in zip(result.fused, result.plain, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert ours.kl == pytest.approx(theirs.kl, rel=1e-4)
+    # Not the loss of the beta-VAE: what beta multiplies is the total correlation alone.
+    first = result.fused[0]
+    assert first.loss != pytest.approx(first.reconstruction + demo.TC_BETA * first.kl, abs=0.1)
+    assert "beta-TCVAE" in capsys.readouterr().out
+
+
+def test_an_unknown_loss_trains_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="loss must be one of 'beta-vae', 'beta-tcvae', got 'vae'"):
+        demo.run(steps=1, loss="vae", output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
