@@ -5,7 +5,9 @@
 // joint one 2^(C - sum_d v^2). c is at most 0, so a sum over components needs no running maximum; C is not bounded.
 #pragma once
 
+#include <limits>
 #include <memory>
+#include <new>
 
 #include "cpu.h"
 

@@ -261,8 +261,8 @@ static void add_tiles(const Mixture& m, const Points<S>& p, const double* larges
   for (int64_t k = 0; k < m.dims * kRows; ++k) totals[k] += double(fold_lanes<S>(marginals[k]));
 }
 
-// Where a marginal underflows relative to its shift: a point that no component is near. Summed with its own maximum,
-// in two passes. `act` is called with each tile's terms after the sum is known.
+// Where a marginal underflows relative to its shift: a point that no component is near. It is summed again
+// in two passes, relative to its own maximum.
 template <class S>
 constexpr double kFarSum = sizeof(S) == 4 ? 0x1p-60 : 0x1p-900;
 
