@@ -53,8 +53,10 @@ FASTIB_INLINE V load(const T* p) {
     else v = (V)_mm256_cvtph_ps(h);
 #elif FASTIB_VECTOR_BYTES == 64
     const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    if constexpr (std::is_same_v<T, BFloat16>) v = (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
-    else v = (V)_mm512_cvtph_ps(h);
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      const auto spread = (__m512i)(Vec<int32_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} << 16);
+      v = (V)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, spread, _mm512_castsi256_si512(h));
+    } else v = (V)_mm512_cvtph_ps(h);
 #else
     for (int i = 0; i < kLanes<float>; ++i) v[i] = float(p[i]);
 #endif
@@ -62,10 +64,10 @@ FASTIB_INLINE V load(const T* p) {
   return v;
 }
 
-// To the nearest bfloat16, ties to even, in the low halves. A NaN stays one.
+// To the nearest bfloat16, ties to even, in the high halves: the low ones are to be dropped. A NaN stays one.
 FASTIB_INLINE Vec<uint32_t> round_to_bfloat16(Vec<float> v) {
   const auto bits = (Vec<uint32_t>)v;
-  return ((bits + 0x7fffu + ((bits >> 16) & 1u)) | (Vec<uint32_t>)(v != v)) >> 16;
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) | (Vec<uint32_t>)(v != v);
 }
 
 template <class V, class T>
@@ -75,12 +77,16 @@ FASTIB_INLINE void store(T* p, V v) {
   } else if constexpr (std::is_same_v<T, BFloat16>) {
     const Vec<uint32_t> r = round_to_bfloat16(v);
 #if FASTIB_VECTOR_BYTES == 32
-    const __m128i low = _mm256_castsi256_si128((__m256i)r), high = _mm256_extracti128_si256((__m256i)r, 1);
+    const auto narrow = (__m256i)(r >> 16);
+    const __m128i low = _mm256_castsi256_si128(narrow), high = _mm256_extracti128_si256(narrow, 1);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
 #elif FASTIB_VECTOR_BYTES == 64
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)r));
+    typedef int16_t Words __attribute__((vector_size(64)));
+    const auto high = (__m512i)(Words{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+    const __m512i halves = _mm512_permutexvar_epi16(high, (__m512i)r);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(halves));
 #else
-    for (int i = 0; i < kLanes<float>; ++i) p[i].x = uint16_t(r[i]);
+    for (int i = 0; i < kLanes<float>; ++i) p[i].x = uint16_t(r[i] >> 16);
 #endif
   } else {
 #if FASTIB_VECTOR_BYTES == 32
