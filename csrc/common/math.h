@@ -2,8 +2,8 @@
 //
 // No include guard, on purpose: every instruction set compiles its own copy of this file inside its own namespace
 // (cpu/each_isa.h). Whoever includes it has defined, for V: Scalar<V>, Int<V>, Uint<V>, splat, as_int, as_real,
-// to_real, any, fma, at_least and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors and
-// scalars alike.
+// to_real, any_beyond, fma, at_least and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors
+// and scalars alike.
 
 template <class S>
 struct Constants;
@@ -140,7 +140,7 @@ template <class V>
 FASTIB_INLINE Exp<V> exponential(V x) {
   using S = Scalar<V>;
   using K = Constants<S>;
-  if (any<V>(!((x >= -K::exp_easy) & (x <= K::exp_easy)))) return exponential_of_extremes(x);
+  if (any_beyond<V>(x, K::exp_easy)) return exponential_of_extremes(x);
   const ReducedExp<V> e = reduced_exponential(x);
   const V scale = power_of_two<V>(as_int(e.shifted));  // the shift by the mantissa's width leaves n alone
   const V minus_1 = fma<V>(scale, e.r_minus_1, scale - S(1));

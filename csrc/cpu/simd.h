@@ -67,7 +67,14 @@ FASTIB_INLINE V load(const T* p) {
 // To the nearest bfloat16, ties to even, in the high halves: the low ones are to be dropped. A NaN stays one.
 FASTIB_INLINE Vec<uint32_t> round_to_bfloat16(Vec<float> v) {
   const auto bits = (Vec<uint32_t>)v;
+#if FASTIB_VECTOR_BYTES == 64  // conditions live in mask registers, and cost nothing where an instruction takes one
+  const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), nan = _mm512_set1_epi32(-1);
+  const __mmask16 odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x10000));
+  const __m512i down = _mm512_add_epi32((__m512i)bits, half), up = _mm512_mask_add_epi32(down, odd, down, one);
+  return (Vec<uint32_t>)_mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q), nan);
+#else
   return (bits + 0x7fffu + ((bits >> 16) & 1u)) | (Vec<uint32_t>)(v != v);
+#endif
 }
 
 template <class V, class T>
@@ -83,7 +90,7 @@ FASTIB_INLINE void store(T* p, V v) {
 #elif FASTIB_VECTOR_BYTES == 64
     typedef int16_t Words __attribute__((vector_size(64)));
     const auto high = (__m512i)(Words{1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
-    const __m512i halves = _mm512_permutexvar_epi16(high, (__m512i)r);
+    const __m512i halves = _mm512_maskz_permutexvar_epi16(~__mmask32(0), high, (__m512i)r);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(halves));
 #else
     for (int i = 0; i < kLanes<float>; ++i) p[i].x = uint16_t(r[i] >> 16);
@@ -181,19 +188,24 @@ FASTIB_INLINE V at_least(V x, Scalar<V> bound) {
 #endif
 }
 
-// Whether any lane of a comparison's mask is set.
+// Whether any lane is beyond -bound or bound, or is NaN.
 template <class V>
-FASTIB_INLINE bool any(Int<V> mask) {
+FASTIB_INLINE bool any_beyond(V x, Scalar<V> bound) {
+  const V size = as_real<V>(as_int(x) & ~as_int(splat<V>(Scalar<V>(-0.0)))), limit = splat<V>(bound);
+#if defined(__x86_64__) && FASTIB_VECTOR_BYTES == 64
+  if constexpr (sizeof(Scalar<V>) == 4) return _mm512_cmp_ps_mask((__m512)size, (__m512)limit, _CMP_NLE_UQ) != 0;
+  else return _mm512_cmp_pd_mask((__m512d)size, (__m512d)limit, _CMP_NLE_UQ) != 0;
+#else
+  const Int<V> beyond = !(size <= limit);
 #if defined(__x86_64__) && FASTIB_VECTOR_BYTES == 16
-  return _mm_movemask_epi8((__m128i)mask) != 0;
-#elif defined(__x86_64__) && FASTIB_VECTOR_BYTES == 32
-  return _mm256_movemask_epi8((__m256i)mask) != 0;
+  return _mm_movemask_epi8((__m128i)beyond) != 0;
 #elif defined(__x86_64__)
-  return _mm512_movepi32_mask((__m512i)mask) != 0;
+  return _mm256_movemask_epi8((__m256i)beyond) != 0;
 #else
   Scalar<Int<V>> seen = 0;
-  for (int i = 0; i < kLanes<Scalar<V>>; ++i) seen |= mask[i];
+  for (int i = 0; i < kLanes<Scalar<V>>; ++i) seen |= beyond[i];
   return seen != 0;
+#endif
 #endif
 }
 
