@@ -46,6 +46,7 @@ static const T* read(const Operand& x, int64_t begin, int64_t n, T* buffer) {
   T* out = buffer;
   for_each_run<T>(x, begin, n, [&](const T* p, int64_t stride, int64_t count) {
     if (stride == 1) std::copy_n(p, count, out);
+    else if (stride == 0) std::fill_n(out, count, *p);
     else
       for (int64_t i = 0; i < count; ++i) out[i] = p[i * stride];
     out += count;
