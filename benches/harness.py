@@ -21,7 +21,7 @@ def measure(case: Case, budget_seconds: float) -> list[Row]:
     """One row for each contender of the case."""
     seconds = interleave(case.contenders | {"bytes": floors.copy(case), "call": floors.nothing(case)}, budget_seconds)
     floor = {kind: min(seconds.pop(kind)) for kind in ("bytes", "call")}
-    floor["arithmetic"] = case.instructions / floors.issue_rate()
+    floor["arithmetic"] = floors.arithmetic(case)
     kind = max(floor, key=lambda k: floor[k])
     fastib = statistics.median(seconds["fastib"])
     return [_row(case, name, taken, fastib, kind, floor[kind]) for name, taken in seconds.items()]
@@ -30,7 +30,7 @@ def measure(case: Case, budget_seconds: float) -> list[Row]:
 def _row(case: Case, name: str, seconds: list[float], fastib: float, floor_kind: str, floor: float) -> Row:
     p25, median, p75 = statistics.quantiles(seconds, n=4, method="inclusive")
     return {
-        "operator": case.spec.operator,
+        "operator": case.spec.label,
         "shape": case.spec.shape_name,
         "dtype": case.spec.dtype_name,
         "contender": name,
@@ -41,6 +41,7 @@ def _row(case: Case, name: str, seconds: list[float], fastib: float, floor_kind:
         "ratio": median / fastib,
         "bytes": case.bytes,
         "instructions": case.instructions,
+        "exponentials": case.exponentials,
         "floor_kind": floor_kind,
         "floor_ms": 1e3 * floor,
         "time_over_floor": median / floor,

@@ -1,18 +1,21 @@
 """What is measured: the shapes of each operator, its contenders, and the work that no contender can avoid.
 
-A contender runs forward and backward and returns the gradients by the inputs. `fastib` is the public function; `eager`
-the few lines of PyTorch that people copy; `torch.compile` those same lines, compiled; `KeOps` the same by pykeops, where
-that is installed; `fastib <isa>` the public function on an instruction set other than the one that serves; `fastib
-float32` beside a case of lower precision.
+A contender runs forward and backward and returns the gradients by the inputs; in a case of the forward pass alone it
+returns the outputs. `fastib` is the public function; `eager` the few lines of PyTorch that people copy; `torch.compile`
+those same lines, compiled; `KeOps` the same by pykeops, where that is installed; `fastib <isa>` the public function on an
+instruction set other than the one that serves; `fastib float32` beside a case of lower precision.
+
+What an operator must do is counted for each pass, forward and backward:
 
 `moved` counts the tensors that must pass through memory: each pass reads each of its inputs once and writes each of its
 outputs once. A gradient that is the upstream one itself, or one number expanded, moves nothing.
 
-`instructions` counts vector instructions per vector of float32 over both passes, from the formulas in csrc/common: the
-arithmetic, comparisons and selections, for AVX2; no loads, stores, shuffles or loops. It takes the noise twice, since
-keeping nothing between the passes is what the operators promise. For an operator on all pairs of a batch it counts, per
-pair and dimension, multiplications and multiply-adds alone, with one exponential in each pass: a third or more of its
-instructions are additions, for which some cores have ports of their own.
+`instructions` counts vector instructions per vector of float32, from the formulas in csrc/common: the arithmetic,
+comparisons and selections, for AVX2; no loads, stores, shuffles or loops. It takes the noise twice, since keeping nothing
+between the passes is what the operators promise.
+
+For an operator on all pairs of a batch there is one exponential in each pass, per pair and dimension, and `instructions`
+counts the multiplications and multiply-adds beside it: additions have ports of their own on some cores.
 """
 
 from __future__ import annotations
@@ -45,9 +48,14 @@ class Spec(NamedTuple):
     operator: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    backward: bool = True
 
     def __str__(self) -> str:
-        return f"{self.operator} {self.shape_name} {self.dtype_name}"
+        return f"{self.label} {self.shape_name} {self.dtype_name}"
+
+    @property
+    def label(self) -> str:
+        return self.operator if self.backward else f"{self.operator}, forward"
 
     @property
     def shape_name(self) -> str:
@@ -65,15 +73,20 @@ class Case(NamedTuple):
     contenders: dict[str, Contender]
     bytes: int
     instructions: int  # times lanes: what one lane would need
+    exponentials: int
 
 
 class Operator(NamedTuple):
     fastib: Callable[..., Any]
     eager: Callable[..., Any]
     inputs: Callable[[tuple[int, ...]], tuple[Tensor, ...]]
-    moved: int
-    instructions: int
-    pairs: bool = False  # of all pairs of the first dimension
+    moved: tuple[int, int]
+    instructions: tuple[int, int]
+    keops: Callable[..., Any] | None = None  # for an operator on all pairs of the first dimension
+
+    @property
+    def pairs(self) -> bool:
+        return self.keops is not None
 
 
 def _eager_reparameterize(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -124,6 +137,23 @@ def _keops_aggregate_posterior(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[T
     return joint - log_batch, marginals.squeeze(-1).t() - log_batch
 
 
+def _elbo_decomposition(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
+    return fastib.elbo_decomposition(z, mu, logvar, estimator="in_batch")
+
+
+def _decomposed(aggregate_posterior: Callable[..., Any]) -> Callable[..., Any]:
+    """The three terms, from somebody's log densities."""
+
+    def terms(z: Tensor, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_qz, log_qz_marginals = aggregate_posterior(z, mu, logvar)
+        product = log_qz_marginals.sum(1)
+        log_qz_x = -0.5 * ((z - mu).pow(2) * torch.exp(-logvar) + logvar + math.log(2 * math.pi)).sum(1)
+        log_pz = -0.5 * (z.pow(2) + math.log(2 * math.pi)).sum(1)
+        return (log_qz_x - log_qz).mean(), (log_qz - product).mean(), (product - log_pz).mean()
+
+    return terms
+
+
 def _gaussian(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     return torch.randn(shape), torch.randn(shape)
 
@@ -146,44 +176,52 @@ OPERATORS = {
         fastib.reparameterize,
         _eager_reparameterize,
         _gaussian,
-        moved=3 + 3,  # mu, logvar -> z; g, logvar -> d_logvar
-        instructions=2 * (NOISE + EXP) + 2 + 4,
+        moved=(3, 3),  # mu, logvar -> z; g, logvar -> d_logvar
+        instructions=(NOISE + EXP + 2, NOISE + EXP + 4),
     ),
     "gaussian_kl": Operator(
         fastib.gaussian_kl,
         _eager_gaussian_kl,
         _gaussian,
-        moved=2 + 4,  # mu, logvar -> scalar; mu, logvar -> d_mu, d_logvar
-        instructions=EXPM1_MINUS_X + 3 + EXPM1 + 2,
+        moved=(2, 4),  # mu, logvar -> scalar; mu, logvar -> d_mu, d_logvar
+        instructions=(EXPM1_MINUS_X + 3, EXPM1 + 2),
     ),
     "reparameterize_with_kl": Operator(
         fastib.reparameterize_with_kl,
         _eager_reparameterize_with_kl,
         _gaussian,
-        moved=3 + 5,  # mu, logvar -> z; g, mu, logvar -> d_mu, d_logvar
-        instructions=2 * NOISE + (EXP_AND_EXPM1 + 3) + 7 + EXP_AND_EXPM1 + 8,
+        moved=(3, 5),  # mu, logvar -> z; g, mu, logvar -> d_mu, d_logvar
+        instructions=(NOISE + EXP_AND_EXPM1 + 3 + 7, NOISE + EXP_AND_EXPM1 + 8),
     ),
     "log_variance_penalty": Operator(
         fastib.log_variance_penalty,
         _eager_log_variance_penalty,
         _logvar,
-        moved=1,  # logvar -> scalar
-        instructions=1,
+        moved=(1, 0),  # logvar -> scalar
+        instructions=(1, 0),
     ),
     "information_dropout": Operator(
         fastib.information_dropout,
         _eager_information_dropout,
         _activation,
-        moved=3 + 5,  # x, log_std -> z; g, x, log_std -> d_x, d_log_std
-        instructions=2 * (NOISE + 2 * EXP) + 5 + 7,
+        moved=(3, 5),  # x, log_std -> z; g, x, log_std -> d_x, d_log_std
+        instructions=(NOISE + 2 * EXP + 5, NOISE + 2 * EXP + 7),
     ),
     "aggregate_posterior": Operator(
         _aggregate_posterior,
         _eager_aggregate_posterior,
         _posteriors,
-        moved=4 + 8,  # z, mu, logvar -> log_qz_marginals; those, their gradient -> d_z, d_mu, d_logvar
-        instructions=2 * (3 + 6) + 4,  # the exponent 3 and the exponential 6, twice; the gradients 4
-        pairs=True,
+        moved=(4, 8),  # z, mu, logvar -> log_qz_marginals; those, their gradient -> d_z, d_mu, d_logvar
+        instructions=(3, 3 + 4),  # the exponent, twice; the gradients
+        keops=_keops_aggregate_posterior,
+    ),
+    "elbo_decomposition": Operator(
+        _elbo_decomposition,
+        _decomposed(_eager_aggregate_posterior),
+        _posteriors,
+        moved=(3, 6),  # z, mu, logvar -> scalars; those -> d_z, d_mu, d_logvar
+        instructions=(3, 3 + 4),
+        keops=_decomposed(_keops_aggregate_posterior),
     ),
 }
 
@@ -206,6 +244,13 @@ SPECS = [
     Spec("information_dropout", CALL_BOUND),
     Spec("information_dropout", CONVOLUTION),
     *(Spec("aggregate_posterior", shape) for shape in PAIRS),
+    Spec("aggregate_posterior", PAIRS[-1], backward=False),
+    *(Spec("elbo_decomposition", shape) for shape in PAIRS[:3]),
+]
+OF_EACH_ISA = [
+    Spec("reparameterize_with_kl", CACHE),
+    Spec("reparameterize_with_kl", MEMORY),
+    *(Spec("aggregate_posterior", PAIRS[-1], backward=backward) for backward in (True, False)),
 ]
 SPECS.sort(key=lambda spec: list(OPERATORS).index(spec.operator))
 
@@ -221,8 +266,8 @@ def contenders(spec: Spec) -> list[str]:
     others = [] if spec.dtype == torch.float32 else [IN_FLOAT32]
     if OPERATORS[spec.operator].pairs and importlib.util.find_spec("pykeops"):
         others = ["KeOps"]
-    if _backends._cpu is not None and spec in (Spec("reparameterize_with_kl", s) for s in (CACHE, MEMORY)):
-        others = [f"fastib {name}" for name in _backends._cpu.supported_isas() if name != isa()]
+    if _backends._cpu is not None and spec in OF_EACH_ISA:
+        others += [f"fastib {name}" for name in _backends._cpu.supported_isas() if name != isa()]
     return ["fastib", "eager", "torch.compile", *others]
 
 
@@ -230,36 +275,47 @@ def build(spec: Spec, names: list[str]) -> Case:
     """The case with these of its contenders."""
     operator = OPERATORS[spec.operator]
     torch.manual_seed(0)
-    inputs = tuple(t.to(spec.dtype).requires_grad_() for t in operator.inputs(spec.shape))
-    outputs = operator.fastib(*inputs)
-    upstream = tuple(torch.randn_like(o) for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
+    inputs = tuple(t.to(spec.dtype).requires_grad_(spec.backward) for t in operator.inputs(spec.shape))
+    upstream = tuple(torch.randn_like(output) for output in _outputs(operator.fastib, inputs))
+    passes = 2 if spec.backward else 1
+    elements = inputs[0].numel() * (spec.shape[0] if operator.pairs else 1)
     return Case(
         spec,
         inputs,
         upstream,
         {name: _contender(name, operator, inputs, upstream) for name in names},
-        operator.moved * inputs[0].numel() * inputs[0].element_size(),
-        operator.instructions * inputs[0].numel() * (spec.shape[0] if operator.pairs else 1),
+        sum(operator.moved[:passes]) * inputs[0].numel() * inputs[0].element_size(),
+        sum(operator.instructions[:passes]) * elements,
+        passes * elements if operator.pairs else 0,
     )
+
+
+def _outputs(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    outputs = function(*inputs)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _contender(name: str, operator: Operator, inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> Contender:
     if name == "eager":
-        return _both_passes(operator.eager, inputs, upstream)
+        return _passes(operator.eager, inputs, upstream)
     if name == "torch.compile":
         torch.compiler.reset()  # else the second shape of an operator would be compiled for any shape, and be slower
-        return _both_passes(torch.compile(operator.eager), inputs, upstream)
+        return _passes(torch.compile(operator.eager), inputs, upstream)
     if name == "KeOps":
-        return _both_passes(_keops_aggregate_posterior, inputs, upstream)
+        assert operator.keops is not None
+        return _passes(operator.keops, inputs, upstream)
     if name == IN_FLOAT32:
-        inputs = tuple(t.detach().float().requires_grad_() for t in inputs)
+        inputs = tuple(t.detach().float().requires_grad_(t.requires_grad) for t in inputs)
         upstream = tuple(t.float() for t in upstream)
-        return _both_passes(operator.fastib, inputs, upstream)
-    call = _both_passes(operator.fastib, inputs, upstream)
+        return _passes(operator.fastib, inputs, upstream)
+    call = _passes(operator.fastib, inputs, upstream)
     return call if name == "fastib" else _on_isa(name.removeprefix("fastib "), call)
 
 
-def _both_passes(function: Callable[..., Any], inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> Contender:
+def _passes(function: Callable[..., Any], inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> Contender:
+    """Both passes; the forward one alone where the inputs want no gradient."""
+    if not inputs[0].requires_grad:
+        return lambda: _outputs(function, inputs)
     return lambda: torch.autograd.grad(function(*inputs), inputs, upstream)
 
 

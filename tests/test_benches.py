@@ -13,7 +13,7 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent))  # benches is not installed: it runs from the checkout
 
 import fastib
-from benches import estimators, harness, report, run, suites
+from benches import estimators, floors, harness, report, run, suites
 
 QUICK = run.select(None, quick=True)
 
@@ -56,9 +56,27 @@ def test_contenders_compute_the_same(spec: suites.Spec) -> None:
     fastib, eager = (call() for call in case.contenders.values())
     assert [g.shape for g in fastib] == [g.shape for g in eager] == [t.shape for t in case.inputs]
     without_noise = {"gaussian_kl": 2, "log_variance_penalty": 1, "reparameterize": 1, "reparameterize_with_kl": 1}
-    without_noise["aggregate_posterior"] = 3
+    without_noise |= {"aggregate_posterior": 3, "elbo_decomposition": 3}
     for of_fastib, of_eager in list(zip(fastib, eager, strict=True))[: without_noise.get(spec.operator, 0)]:
         torch.testing.assert_close(of_fastib, of_eager)
+
+
+def test_a_case_of_the_forward_pass_alone() -> None:
+    both, forward = (suites.Spec("aggregate_posterior", (64, 10), backward=b) for b in (True, False))
+    case = suites.build(forward, ["fastib", "eager"])
+    fastib, eager = (call() for call in case.contenders.values())
+    assert [t.shape for t in fastib] == [(64,), (64, 10)] and not any(t.requires_grad for t in fastib)
+    for of_fastib, of_eager in zip(fastib, eager, strict=True):
+        torch.testing.assert_close(of_fastib, of_eager)
+    assert case.exponentials == 64 * 64 * 10 and suites.build(both, []).exponentials == 2 * case.exponentials
+    assert {row["operator"] for row in harness.measure(case, 0.05)} == {"aggregate_posterior, forward"}
+
+
+def test_the_plain_loop_of_the_floor_computes_exponentials() -> None:
+    x = -10 * torch.rand(4096)
+    total = floors._plain_loop()(x.data_ptr(), x.numel(), 2)
+    assert total == pytest.approx(2 * torch.exp2(x.double()).sum().item(), rel=1e-5)
+    assert floors.exponential_rate(repeats=10, rounds=2) > 1e6
 
 
 def test_other_instruction_sets_are_contenders_and_leave_no_trace() -> None:
