@@ -58,7 +58,11 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
 }  // namespace fastib
 
 #else
-#include "mixture_kernels.h"
+#include "mixture_tiles.h"
+
+#include "mixture_forward.h"
+
+#include "mixture_backward.h"
 
 template <class T>
 static void forward(const AggregatePosteriorArguments& a, int64_t chunk) {

@@ -99,7 +99,11 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
 }  // namespace fastib
 
 #else
-#include "mixture_kernels.h"
+#include "mixture_tiles.h"
+
+#include "mixture_forward.h"
+
+#include "mixture_backward.h"
 
 // The exponent of a point's own component in the joint: the bits that the pass over all components saw.
 template <class S>

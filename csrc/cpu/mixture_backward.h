@@ -1,0 +1,189 @@
+// The backward pass over a mixture. It follows mixture_forward.h, whose sums it takes and whose far points it sums
+// again.
+
+// What one point's gradients multiply: grads by log q(z) and by log q(z_d), over the sums of the forward pass.
+template <class S>
+struct RowGradients {
+  S joint[kRows], joint_max[kRows];
+  S* marginals;  // [dims, kRows]
+};
+
+template <class S>
+struct TileBuffers {
+  Vec<S>*densities, *deviations, *d_z;  // each [dims, kRows]
+};
+
+// Adds the gradients of one tile. d_columns is [dims, 2] vectors: the sum of c v, and that of c (u^2 - 1) / 2, where
+// c = d loss / d log-density of the pair in dimension d.
+template <class S, Weights mode>
+static void backward_tile(const Tile<S>& tile, const S* z, const RowGradients<S>& g, const PairWeights<S>* w,
+                          const TileBuffers<S>& buffers, S* d_columns) {
+  using V = Vec<S>;
+  V joint[kRows] = {};
+  find_exponents(tile, z, 0, tile.dims, joint, buffers.densities, buffers.deviations);
+  for (int64_t k = 0; k < tile.dims * kRows; k += kRows) {
+    for (int r = 0; r < kRows; ++r) {
+      const V density = exp2_of_negative<V>(buffers.densities[k + r]);
+      buffers.densities[k + r] = mode == Weights::equal ? density : density * w->weight[r];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    joint[r] = exp2_of_negative<V>(joint_exponent<S, mode>(tile, joint[r], w, r) - g.joint_max[r]) * g.joint[r];
+    if constexpr (mode == Weights::own) joint[r] *= w->weight[r];
+  }
+  for (int64_t d = 0; d < tile.dims; ++d) {
+    const V precision = load<V>(tile.precision(d));
+    V by_mean{}, by_square{}, total{};
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t k = d * kRows + r;
+      const V c = fma<V>(buffers.densities[k], g.marginals[k], joint[r]), v = buffers.deviations[k], cv = c * v;
+      buffers.d_z[k] = fma<V>(cv, precision, buffers.d_z[k]);
+      by_mean += cv;
+      by_square = fma<V>(cv, v, by_square);
+      total += c;
+    }
+    S* columns = d_columns + 2 * d * kLanes<S>;
+    store(columns, load<V>(columns) + by_mean);
+    store(columns + kLanes<S>, load<V>(columns + kLanes<S>) + fma<V>(by_square, splat<V>(S(kLn2)), total * S(-0.5)));
+  }
+}
+
+// Where the partial sums of one task lie.
+template <class S>
+FASTIB_INLINE S* partial_row(const Mixture& m, const PartialGradients& p, int64_t block, int64_t row) {
+  return p.rows.as<S>() + (block * m.rows + row) * m.dims;
+}
+
+template <class S>
+FASTIB_INLINE S* partial_column(const Mixture& m, const PartialGradients& p, int64_t group, int64_t tile) {
+  return p.columns.as<S>() + (group * m.padded + tile * kLanes<S>)*m.dims * 2;
+}
+
+template <class S>
+FASTIB_INLINE int64_t first_tile_of(const Mixture& m, const PartialGradients& p, int64_t block) {
+  return block * tiles_of<S>(m) / p.blocks;
+}
+
+// One task: a group of rows against a block of components. coefficients(row, joint, marginals) gives the gradients of
+// the loss by log q(z) and by log q(z_d).
+template <class T, class Coefficients>
+static void mixture_backward(const Mixture& m, const PartialGradients& out, const void* saved_data, int64_t task,
+                             Coefficients coefficients) {
+  using S = Compute<T>;
+  using V = Vec<S>;
+  const int64_t group = task / out.blocks, block = task % out.blocks, width = m.dims * kRows;
+  const int64_t begin = out.first_row(m, group), end = out.first_row(m, group + 1);
+  const int64_t first_tile = first_tile_of<S>(m, out, block), end_tile = first_tile_of<S>(m, out, block + 1);
+  const Scratch memory(3 * width * int64_t(sizeof(V)));
+  const TileBuffers<S> buffers{memory.as<V>(), memory.as<V>() + width, memory.as<V>() + 2 * width};
+  std::vector<S> z(static_cast<size_t>(width)), marginals(static_cast<size_t>(width)), of_row(size_t(m.dims));
+  RowGradients<S> g;
+  g.marginals = marginals.data();
+  double largest[kRows];
+  std::fill(partial_column<S>(m, out, group, first_tile), partial_column<S>(m, out, group, end_tile), S(0));
+  for (int64_t first = begin; first < end; first += kRows) {
+    const Points<S> p = read_points<T, S>(m, first, end, z.data());
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = first + std::min<int64_t>(r, p.count - 1);
+      const S* saved = static_cast<const S*>(saved_data) + row * m.saved_columns();
+      S joint = 0;
+      coefficients(row, joint, of_row.data());
+      const bool repeated = r >= p.count;
+      largest[r] = largest_weight<S>(m, row);
+      g.joint_max[r] = saved[0];
+      g.joint[r] = repeated || saved[1] == S(0) || joint == S(0) ? S(0) : joint / saved[1];
+      for (int64_t d = 0; d < m.dims; ++d)
+        marginals[size_t(d * kRows + r)] = repeated || saved[2 + d] == S(0) ? S(0) : of_row[size_t(d)] / saved[2 + d];
+    }
+    std::fill_n(buffers.d_z, width, V{});
+    for (int64_t i = first_tile; i < end_tile; ++i) {
+      const Tile<S> tile(m, i);
+      const Weights mode = mode_of(m, p, i);
+      S* columns = partial_column<S>(m, out, group, i);
+      if (mode == Weights::equal) {
+        backward_tile<S, Weights::equal>(tile, p.z, g, nullptr, buffers, columns);
+        continue;
+      }
+      PairWeights<S> w;
+      weigh(w, m, p, i, mode, largest);
+      if (mode == Weights::own) backward_tile<S, Weights::own>(tile, p.z, g, &w, buffers, columns);
+      else backward_tile<S, Weights::given>(tile, p.z, g, &w, buffers, columns);
+    }
+    for (int64_t r = 0; r < p.count; ++r)
+      for (int64_t d = 0; d < m.dims; ++d)
+        partial_row<S>(m, out, block, first + r)[d] = fold_lanes<S>(buffers.d_z[d * kRows + r]);
+  }
+}
+
+// The marginals that the forward pass summed apart: one task for each group of rows, after all of the tasks above.
+template <class T, class Coefficients>
+static void far_backward(const Mixture& m, const PartialGradients& out, const void* saved_data, int64_t group,
+                         Coefficients coefficients) {
+  using S = Compute<T>;
+  using V = Vec<S>;
+  std::vector<S> of_row(size_t(m.dims));
+  for (int64_t row = out.first_row(m, group); row < out.first_row(m, group + 1); ++row) {
+    const S* saved = static_cast<const S*>(saved_data) + row * m.saved_columns();
+    if (std::find(saved + 2, saved + 2 + m.dims, S(0)) == saved + 2 + m.dims) continue;
+    S joint = 0;
+    coefficients(row, joint, of_row.data());
+    const double largest = largest_weight<S>(m, row);
+    for (int64_t d = 0; d < m.dims; ++d) {
+      if (saved[2 + d] != S(0) || of_row[size_t(d)] == S(0)) continue;
+      const S z = S(m.z.at<T>(row, d));
+      const RunningSum<S> total = far_sum<S>(m, row, d, z, largest);
+      if (total.sum == 0) continue;
+      const S scale = S(double(of_row[size_t(d)]) / total.sum);
+      V d_z{};
+      for (int64_t i = 0; i < tiles_of<S>(m); ++i) {
+        const Tile<S> tile(m, i);
+        const V precision = load<V>(tile.precision(d));
+        const V v = scaled_deviation<V>(z, load<V>(tile.mu(d)), precision);
+        const V c = exp2_of_negative<V>(far_exponent<S>(m, row, d, z, i, largest) - splat<V>(total.max)) * scale;
+        const V cv = c == S(0) ? V{} : c * v;  // v may be infinite
+        d_z = fma<V>(cv, precision, d_z);
+        S* columns = partial_column<S>(m, out, group, i) + 2 * d * kLanes<S>;
+        store(columns, load<V>(columns) + cv);
+        const V by_logvar = cv * v * S(kLn2) - c * S(0.5);
+        store(columns + kLanes<S>, load<V>(columns + kLanes<S>) + (c == S(0) ? V{} : by_logvar));
+      }
+      partial_row<S>(m, out, 0, row)[d] += fold_lanes<S>(d_z);
+    }
+  }
+}
+
+// The sums of the partial gradients. add(i, d, value) may add what does not come from the mixture.
+template <class T, class Add>
+static void finish_rows(const Mixture& m, const PartialGradients& in, const Matrix& d_z, int64_t chunk, Add add) {
+  using S = Compute<T>;
+  const int64_t begin = chunk * kRowsPerChunk, end = std::min(begin + kRowsPerChunk, m.rows);
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t d = 0; d < m.dims; ++d) {
+      double sum = 0;
+      for (int64_t block = 0; block < in.blocks; ++block) sum += double(partial_row<S>(m, in, block, row)[d]);
+      d_z.at<T>(row, d) = T(S(add(row, d, -2 * kLn2 * sum)));
+    }
+  }
+}
+
+template <class T, class Add>
+static void finish_columns(const Mixture& m, const PartialGradients& in, const Matrix& d_mu, const Matrix& d_logvar,
+                           int64_t chunk, Add add) {
+  using S = Compute<T>;
+  const int64_t begin = chunk * kComponentsPerChunk, end = std::min(begin + kComponentsPerChunk, m.components);
+  for (int64_t j = begin; j < end; ++j) {
+    const int64_t tile = j / kLanes<S>, lane = j % kLanes<S>;
+    for (int64_t d = 0; d < m.dims; ++d) {
+      double by_mean = 0, by_logvar = 0;
+      for (int64_t group = 0; group < in.groups; ++group) {
+        const S* columns = partial_column<S>(m, in, group, tile) + 2 * d * kLanes<S> + lane;
+        by_mean += double(columns[0]);
+        by_logvar += double(columns[kLanes<S>]);
+      }
+      by_mean *= 2 * kLn2 * double(Tile<S>(m, tile).precision(d)[lane]);
+      add(j, d, by_mean, by_logvar);
+      d_mu.at<T>(j, d) = T(S(by_mean));
+      d_logvar.at<T>(j, d) = T(S(by_logvar));
+    }
+  }
+}
