@@ -2,8 +2,8 @@
 //
 // No include guard, on purpose: every instruction set compiles its own copy of this file inside its own namespace
 // (cpu/each_isa.h). Whoever includes it has defined, for V: Scalar<V>, Int<V>, Uint<V>, splat, as_int, as_real,
-// to_real, any_beyond, fma, at_least and square_root. Comparisons give a mask that `mask ? a : b` accepts, for vectors
-// and scalars alike.
+// to_real, any_beyond, fma, round_negative, times_power_of_two and square_root. Comparisons give a mask that
+// `mask ? a : b` accepts, for vectors and scalars alike.
 
 template <class S>
 struct Constants;
@@ -24,7 +24,6 @@ struct Constants<float> {
   // (e^r - 1 - r) / r^2 for |r| <= ln(2)/2
   static constexpr float exp[] = {0x1.000000p-1f, 0x1.555556p-3f,  0x1.5554eap-5f,
                                   0x1.11114cp-7f, 0x1.6d4316p-10f, 0x1.a072f8p-13f};
-  static constexpr float exp2_min = -127.0f;  // from here on 2^x is taken for 0
   // 2^x for |x| <= 1/2
   static constexpr float exp2[] = {0x1.000000p0f,  0x1.62e42ap-1f, 0x1.ebf9bap-3f,
                                    0x1.c6b754p-5f, 0x1.3ceadcp-7f, 0x1.5bb9e0p-10f};
@@ -51,7 +50,6 @@ struct Constants<double> {
                                    0x1.111111111110dp-7,  0x1.6c16c16c15a69p-10, 0x1.a01a01a01cdffp-13,
                                    0x1.a01a01a9ea0c5p-16, 0x1.71de3a4a38274p-19, 0x1.27e4d41675022p-22,
                                    0x1.ae6470dd9a6ccp-26, 0x1.1f7f2f5fd728fp-29, 0x1.61584c4979286p-33};
-  static constexpr double exp2_min = -1023.0;
   static constexpr double exp2[] = {0x1.0000000000000p0,   0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,
                                     0x1.c6b08d7049fe7p-5,  0x1.3b2ab6fba00f4p-7,  0x1.5d87fe78cd849p-10,
                                     0x1.4309130ee2dd3p-13, 0x1.ffcbfba91a86ep-17, 0x1.62bfc77ef8f6fp-20,
@@ -147,21 +145,19 @@ FASTIB_INLINE Exp<V> exponential(V x) {
   return {fma<V>(scale, e.r_minus_1, scale), minus_1, e.n == S(0) ? e.tail : minus_1 - x};
 }
 
-// 2^x for x <= 0, where it is a normal number, and 0 below. For sums of many: it is good to an ulp and a half, and made
-// of few instructions in short chains. The final addition puts the power of two into the exponent.
+// 2^x for x <= 0, and 0 (or a subnormal number) where that is not a normal one. For sums of many: it is good to an ulp
+// and a half, and made of few instructions in short chains.
 template <class V>
 FASTIB_INLINE V exp2_of_negative(V x) {
-  using S = Scalar<V>;
-  using K = Constants<S>;
-  constexpr int terms = int(sizeof(K::exp2) / sizeof(S));
+  using K = Constants<Scalar<V>>;
+  constexpr int terms = int(sizeof(K::exp2) / sizeof(K::exp2[0]));
   static_assert(terms % 2 == 0);
-  x = at_least<V>(x, K::exp2_min);
-  const V shifted = x + K::round;
-  const V rest = x - (shifted - K::round), square = rest * rest;
-  const auto pair = [&](int i) { return fma<V>(rest, K::exp2[i + 1], K::exp2[i]); };
+  const Rounded<V> r = round_negative(x);
+  const V square = r.rest * r.rest;
+  const auto pair = [&](int i) { return fma<V>(r.rest, K::exp2[i + 1], K::exp2[i]); };
   V p = pair(terms - 2);
   for (int i = terms - 4; i >= 0; i -= 2) p = fma<V>(p, square, pair(i));
-  return as_real<V>((as_int(shifted) << K::mantissa_bits) + as_int(p));
+  return times_power_of_two<V>(p, r);
 }
 
 template <class V>

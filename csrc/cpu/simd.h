@@ -167,6 +167,31 @@ FASTIB_INLINE V fma(V a, Scalar<V> b, Scalar<V> c) {
   return fma<V>(a, splat<V>(b), splat<V>(c));
 }
 
+// x <= 0 as the nearest integer and a rest in [-1/2, 1/2], to make 2^x of.
+template <class V>
+struct Rounded {
+  V whole, rest;
+};
+
+#if FASTIB_VECTOR_BYTES == 64  // which has instructions for it, and for the factor 2^whole, underflow and NaN included
+
+template <class V>
+FASTIB_INLINE Rounded<V> round_negative(V x) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  V whole;
+  if constexpr (sizeof(Scalar<V>) == 4) whole = (V)_mm512_roundscale_ps((__m512)x, nearest);
+  else whole = (V)_mm512_roundscale_pd((__m512d)x, nearest);
+  return {whole, x - whole};
+}
+
+template <class V>
+FASTIB_INLINE V times_power_of_two(V p, const Rounded<V>& r) {
+  if constexpr (sizeof(Scalar<V>) == 4) return (V)_mm512_scalef_ps((__m512)p, (__m512)r.whole);
+  else return (V)_mm512_scalef_pd((__m512d)p, (__m512d)r.whole);
+}
+
+#else
+
 // The larger of x and a bound, and NaN where x is: an instruction for which GCC takes two.
 template <class V>
 FASTIB_INLINE V at_least(V x, Scalar<V> bound) {
@@ -176,17 +201,32 @@ FASTIB_INLINE V at_least(V x, Scalar<V> bound) {
 #if FASTIB_VECTOR_BYTES == 16
   if constexpr (is_float) return (V)_mm_max_ps((__m128)b, (__m128)x);
   else return (V)_mm_max_pd((__m128d)b, (__m128d)x);
-#elif FASTIB_VECTOR_BYTES == 32
+#else
   if constexpr (is_float) return (V)_mm256_max_ps((__m256)b, (__m256)x);
   else return (V)_mm256_max_pd((__m256d)b, (__m256d)x);
-#else
-  if constexpr (is_float) return (V)_mm512_max_ps((__m512)b, (__m512)x);
-  else return (V)_mm512_max_pd((__m512d)b, (__m512d)x);
 #endif
 #else
   return x < b ? b : x;
 #endif
 }
+
+// Here `whole` is the integer plus 1.5 times 2^mantissa, in whose low bits the integer can be read.
+template <class V>
+FASTIB_INLINE Rounded<V> round_negative(V x) {
+  constexpr bool is_float = sizeof(Scalar<V>) == 4;
+  constexpr Scalar<V> shift = is_float ? 0x1.8p23 : 0x1.8p52, least = is_float ? -127 : -1023;
+  x = at_least<V>(x, least);  // 2^least comes out as 0
+  const V shifted = x + shift;
+  return {shifted, x - (shifted - shift)};
+}
+
+template <class V>
+FASTIB_INLINE V times_power_of_two(V p, const Rounded<V>& r) {
+  constexpr int mantissa_bits = sizeof(Scalar<V>) == 4 ? 23 : 52;
+  return as_real<V>((as_int(r.whole) << mantissa_bits) + as_int(p));
+}
+
+#endif
 
 // Whether any lane is beyond -bound or bound, or is NaN.
 template <class V>
