@@ -6,6 +6,8 @@ import math
 import statistics
 import subprocess
 import sys
+import time
+import timeit
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -378,7 +380,7 @@ def test_the_example_of_the_derivation() -> None:
     assert sum(mws) / len(mws) == Fraction(7, 8)
 
 
-# Memory.
+# Memory and time.
 
 _PEAK = """
 import resource, sys, torch, fastib
@@ -399,3 +401,23 @@ def test_memory_of_a_large_batch() -> None:
     command = [sys.executable, "-c", _PEAK, "8192", "64"]
     kilobytes = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert kilobytes < 100_000
+
+
+def test_time_grows_as_pairs_times_dimensions(threads: None) -> None:
+    """Which leaves room for 1.6 times that, and none for another factor of the batch or of the dimensions.
+
+    The time of the processor, on one thread: what else the machine does is not in it.
+    """
+    torch.set_num_threads(1)
+
+    def call(batch: int, dims: int) -> Callable[[], object]:
+        inputs = [torch.randn(batch, dims, requires_grad=True) for _ in range(3)]
+        ones = [torch.ones(batch), torch.ones(batch, dims)]
+        return lambda: torch.autograd.grad(fastib.aggregate_posterior(*inputs, estimator="in_batch"), inputs, ones)
+
+    shapes = [(1024, 32), (2048, 32), (1024, 64)]
+    calls = [call(*shape) for shape in shapes]
+    rounds = [[timeit.timeit(c, timer=time.thread_time, number=1) for c in calls] for _ in range(5)]
+    once, twice_the_batch, twice_the_dims = (min(seconds) for seconds in zip(*rounds, strict=True))
+    assert twice_the_batch < 4 * 1.6 * once
+    assert twice_the_dims < 2 * 1.6 * once
