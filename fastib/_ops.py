@@ -1,7 +1,7 @@
 """The operators: for each its schema, its fake, and its autograd.Function. The table of contents of the kernels.
 
 Kernels register their implementation under these schemas: C++ ones when fastib._C is loaded, the plain-PyTorch
-`reference.KERNELS` beneath them. Only this file calls torch.ops.fastib. `reduction` is a `Reduction`, and `scale`
+`_fallback.KERNELS` beneath them. Only this file calls torch.ops.fastib. `reduction` is a `Reduction`, and `scale`
 multiplies what it gives; a `floor` above 0 holds for each element before that. Noise comes from `noise`, or else from
 `rng`. `wanted` has bit i set where gradient i is wanted; the others are empty tensors.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastib import reference
+from fastib import _fallback, _formulas
 from fastib._arguments import Reduction, accumulate_dtype
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
@@ -63,7 +63,7 @@ def _operator(schema: str) -> Callable[[_Fake], _Fake]:
     """Defines an operator and stands for it: the decorated function is its fake, the reference its last resort."""
     name = schema.partition("(")[0]
     _library.define(schema)
-    _library.impl(name, reference.KERNELS[name], "CompositeExplicitAutograd")
+    _library.impl(name, _fallback.KERNELS[name], "CompositeExplicitAutograd")
     # The autograd.Functions below do what the Autograd key would; without this, each call pays 8 us for its fallback.
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
@@ -111,7 +111,7 @@ class Reparameterize(Function):
         d_logvar = None
         if ctx.needs_input_grad[1]:
             d_logvar = reparameterize_backward(grad_z, logvar, noise, rng)
-        d_noise = reference.noise_grad(grad_z, logvar) if ctx.needs_input_grad[2] else None
+        d_noise = _fallback.noise_grad(grad_z, logvar) if ctx.needs_input_grad[2] else None
         return grad_z, d_logvar, d_noise, None
 
 
@@ -170,7 +170,7 @@ def _gradient_of_broadcast(which: int, grad: Tensor, distributions: Sequence[Any
     mu, prior = distributions[0], distributions[which]
     full = prior.reshape((1,) * (mu.dim() - prior.dim()) + prior.shape)
     order = [d for d in range(mu.dim()) if full.shape[d] == 1] + [d for d in range(mu.dim()) if full.shape[d] != 1]
-    grad = reference.spread(grad, mu.shape, reduction).permute(order)
+    grad = _formulas.spread(grad, mu.shape, reduction).permute(order)
     mu, logvar, prior_mu, prior_logvar = (
         full.permute(order) if t is prior else t.expand(mu.shape).permute(order) for t in distributions
     )
@@ -266,7 +266,7 @@ class ReparameterizeWithKL(Function):
         )
         d_noise = None
         if by_noise and grad_z is not None:
-            d_noise = reference.noise_grad(grad_z, logvar)
+            d_noise = _fallback.noise_grad(grad_z, logvar)
         return d_mu if by_mu else None, d_logvar if by_logvar else None, d_noise, None, None, None
 
 
@@ -344,7 +344,7 @@ class InformationDropout(Function):
         x, log_std, prior_mean, prior_log_std, noise, _ = saved
         d_noise = None
         if ctx.needs_input_grad[4] and grad_z is not None:
-            d_noise = reference.dropout_noise_grad(grad_z, x, log_std, noise, mean_one=ctx.options[2])
+            d_noise = _fallback.dropout_noise_grad(grad_z, x, log_std, noise, mean_one=ctx.options[2])
         return (
             d_x if by_x else None,
             d_log_std if by_log_std else None,

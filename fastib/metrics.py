@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastib import _arguments, functional, reference
+from fastib import _arguments, _formulas, functional
 from fastib.reference import ELBODecomposition
 
 
@@ -49,10 +49,10 @@ def exact_elbo_decomposition(
     _arguments.check_integer("chunk_size", chunk_size, 1)
     chunks = [_terms(z, mu, logvar, slice(begin, begin + chunk_size)) for begin in range(0, len(z), chunk_size)]
     dtype = _arguments.accumulate_dtype(z.dtype)
-    terms = (reference._reduce(torch.cat(of_chunks), kind, scale).to(dtype) for of_chunks in zip(*chunks, strict=True))
+    terms = (_formulas.reduce(torch.cat(of_chunks), kind, scale).to(dtype) for of_chunks in zip(*chunks, strict=True))
     return ELBODecomposition.of(terms, w_self)
 
 
 def _terms(z: Tensor, mu: Tensor, logvar: Tensor, rows: slice) -> tuple[Tensor, ...]:
     log_q, log_q_marginals = functional.aggregate_posterior(z[rows], mu, logvar, estimator="in_batch")
-    return reference._decompose(*(t.double() for t in (z[rows], mu[rows], logvar[rows], log_q, log_q_marginals)))
+    return _formulas.decompose(*(t.double() for t in (z[rows], mu[rows], logvar[rows], log_q, log_q_marginals)))

@@ -20,7 +20,7 @@ from tolerance import assert_same_bits_for_threads, assert_within_budget
 from torch import Tensor
 
 import fastib
-from fastib import _arguments, _ops, reference
+from fastib import _arguments, _formulas, _ops, reference
 
 Mixture = tuple[Tensor, Tensor, Tensor]
 Make = Callable[[torch.dtype], Mixture]
@@ -125,9 +125,9 @@ def _magnitudes(inputs: Mixture, keywords: dict[str, Any], grads: tuple[Tensor, 
     given, offset = _doubles(keywords).get("log_weights"), keywords.get("row_offset", 0)
     all_options = {"estimator": "mss", "dataset_size": None, "weights": None} | options
     w = _arguments.mixture_weights(log_weights=given, z=z, mu=mu, **all_options)
-    log_w = reference._log_weights(z, mu, given, *w, offset)
-    pairs = reference._pairs(z, mu, logvar)
-    log_q, log_q_marginals = reference._mixture(pairs, log_w)
+    log_w = _formulas.log_weights(z, mu, given, *w, offset)
+    pairs = _formulas.pairs(z, mu, logvar)
+    log_q, log_q_marginals = _formulas.mixture(pairs, log_w)
     joint = torch.exp(pairs.sum(-1) + log_w - log_q[:, None].clamp(min=-1e300))
     marginals = torch.exp(pairs + log_w[..., None] - log_q_marginals[:, None].clamp(min=-1e300))
     c = grads[0].abs()[:, None, None] * joint[..., None] + grads[1].abs()[:, None] * marginals
@@ -325,6 +325,23 @@ def test_finite_for_every_reasonable_logvar(kernels: str) -> None:
     outputs = fastib.aggregate_posterior(z, mu, logvar, dataset_size=100)
     grads = torch.autograd.grad([o.sum() for o in outputs], (z, mu, logvar))
     assert all(t.isfinite().all() for t in (*outputs, *grads))
+
+
+def test_a_point_on_a_mean_whose_precision_overflows(kernels: str) -> None:
+    """exp(-logvar / 2) is infinite in float32, and the deviation it multiplies is 0."""
+    mu, logvar = torch.tensor([[0.0, 1.0], [0.5, 1.0]]), torch.tensor([[-400.0, 0.0], [0.0, -300.0]])
+    found, expected = (
+        _values_and_gradients(fn, [t.to(dtype) for t in (mu, mu, logvar)])
+        for fn, dtype in ((fastib.aggregate_posterior, torch.float32), (reference.aggregate_posterior, torch.float64))
+    )
+    for ours, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-20)
+
+
+def _values_and_gradients(fn: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    outputs = fn(*leaves, estimator="in_batch")
+    return [*outputs, *torch.autograd.grad([o.sum() for o in outputs], leaves)]
 
 
 # The estimators.

@@ -14,7 +14,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import fastib
-from fastib import _ops, reference
+from fastib import _fallback, _ops
 
 TESTS = Path(__file__).parent
 COMPILED = fastib.backends()["cpu"].name == "cpu"
@@ -36,7 +36,7 @@ def test_compiled_kernels_serve_the_cpu() -> None:
 
 
 def test_every_operator_has_a_compiled_kernel() -> None:
-    for name in reference.KERNELS:
+    for name in _fallback.KERNELS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastib::{name}", "CompositeExplicitAutograd")
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastib::{name}", "CPU") == COMPILED
 
@@ -232,7 +232,7 @@ SELECTION = "(vae or chunk or transposed or non_finite or extreme-torch or check
 @pytest.mark.skipif(not COMPILED, reason="this is that run")
 def test_all_operators_on_the_reference() -> None:
     """The operators' own tests, in a process that asks for the reference, which is slow: not on every layout."""
-    files = [str(path) for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in reference.KERNELS]
+    files = [str(path) for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in _fallback.KERNELS]
     assert len(files) == 8
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", SELECTION],

@@ -11,7 +11,7 @@ from cases import CASES, DTYPES, LAYOUTS, VALUES, Make
 from tolerance import assert_same_bits_for_threads, assert_within_budget
 
 import fastib
-from fastib import _arguments, _ops, reference
+from fastib import _arguments, _fallback, _formulas, _ops, reference
 from fastib._arguments import REDUCTIONS, Reduction
 
 Tensors = tuple[torch.Tensor, ...]
@@ -29,7 +29,7 @@ def _assert_gradients(kl: torch.Tensor, plain: torch.Tensor, inputs: list[torch.
     ours, theirs = (torch.autograd.grad(out, inputs, grad) for out in (kl, plain))
     doubles = [t.detach().double() for t in (grad, *inputs)] + [None] * (4 - len(inputs))
     options = *_arguments.reduction_of(reduction, inputs[0].shape), 0.0, 2 ** len(inputs) - 1
-    oracle = reference.KERNELS["gaussian_kl_backward"](*doubles, *options)
+    oracle = _fallback.KERNELS["gaussian_kl_backward"](*doubles, *options)
     scales = [None] * 4
     if len(inputs) == 4:
         m, lv, p, pl = doubles[1:]
@@ -64,7 +64,7 @@ def test_reductions(kernels: str, make: Make, dtype: torch.dtype, reduction: str
     kl, plain = (fn(mu, logvar, reduction=reduction) for fn in (fastib.gaussian_kl, reference.gaussian_kl))
     scale = _scale(m, lv, dtype)
     if scale is not None:
-        scale = reference._reduce(scale, *_arguments.reduction_of(reduction, mu.shape))
+        scale = _formulas.reduce(scale, *_arguments.reduction_of(reduction, mu.shape))
     assert_within_budget(kl, plain, reference.gaussian_kl(m, lv, reduction=reduction), scale=scale)
     _assert_gradients(kl, plain, [mu, logvar], reduction)
 

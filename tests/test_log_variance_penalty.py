@@ -8,7 +8,7 @@ from cases import CASES, DTYPES, Make
 from tolerance import assert_within_budget
 
 import fastib
-from fastib import _arguments, _ops, reference
+from fastib import _arguments, _formulas, _ops, reference
 from fastib._arguments import REDUCTIONS
 
 
@@ -26,7 +26,7 @@ def test_values_and_gradients(kernels: str, make: Make, dtype: torch.dtype, redu
             (reference.log_variance_penalty, lv),
         )
     )
-    size = reference._reduce(lv.abs(), *_arguments.reduction_of(reduction, lv.shape))
+    size = _formulas.reduce(lv.abs(), *_arguments.reduction_of(reduction, lv.shape))
     assert_within_budget(ours, plain, oracle, scale=size)
     grad = torch.randn(ours.shape, dtype=ours.dtype)
     (a,), (p,), (o,) = (

@@ -64,6 +64,23 @@ FASTIB_INLINE int64_t first_tile_of(const Mixture& m, const PartialGradients& p,
   return block * tiles_of<S>(m) / p.blocks;
 }
 
+// The gradients of a block of points over their sums; 0 where a point is repeated, or its sum was taken apart.
+template <class S, class Coefficients>
+static void read_gradients(RowGradients<S>& g, const Mixture& m, const Points<S>& p, const void* saved_data,
+                           Coefficients coefficients) {
+  std::vector<S> of_row(size_t(m.dims));
+  for (int r = 0; r < kRows; ++r) {
+    const int64_t row = p.row(r);
+    const S* saved = static_cast<const S*>(saved_data) + row * m.saved_columns();
+    S joint = 0;
+    coefficients(row, joint, of_row.data());
+    const auto quotient = [&](S gradient, S sum) { return r >= p.count || sum == S(0) ? S(0) : gradient / sum; };
+    g.joint_max[r] = saved[0];
+    g.joint[r] = quotient(joint, saved[1]);
+    for (int64_t d = 0; d < m.dims; ++d) g.marginals[d * kRows + r] = quotient(of_row[size_t(d)], saved[2 + d]);
+  }
+}
+
 // One task: a group of rows against a block of components. coefficients(row, joint, marginals) gives the gradients of
 // the loss by log q(z) and by log q(z_d).
 template <class T, class Coefficients>
@@ -76,25 +93,13 @@ static void mixture_backward(const Mixture& m, const PartialGradients& out, cons
   const int64_t first_tile = first_tile_of<S>(m, out, block), end_tile = first_tile_of<S>(m, out, block + 1);
   const Scratch memory(3 * width * int64_t(sizeof(V)));
   const TileBuffers<S> buffers{memory.as<V>(), memory.as<V>() + width, memory.as<V>() + 2 * width};
-  std::vector<S> z(static_cast<size_t>(width)), marginals(static_cast<size_t>(width)), of_row(size_t(m.dims));
+  std::vector<S> z(static_cast<size_t>(width)), marginals(static_cast<size_t>(width));
   RowGradients<S> g;
   g.marginals = marginals.data();
-  double largest[kRows];
   std::fill(partial_column<S>(m, out, group, first_tile), partial_column<S>(m, out, group, end_tile), S(0));
   for (int64_t first = begin; first < end; first += kRows) {
     const Points<S> p = read_points<T, S>(m, first, end, z.data());
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t row = first + std::min<int64_t>(r, p.count - 1);
-      const S* saved = static_cast<const S*>(saved_data) + row * m.saved_columns();
-      S joint = 0;
-      coefficients(row, joint, of_row.data());
-      const bool repeated = r >= p.count;
-      largest[r] = largest_weight<S>(m, row);
-      g.joint_max[r] = saved[0];
-      g.joint[r] = repeated || saved[1] == S(0) || joint == S(0) ? S(0) : joint / saved[1];
-      for (int64_t d = 0; d < m.dims; ++d)
-        marginals[size_t(d * kRows + r)] = repeated || saved[2 + d] == S(0) ? S(0) : of_row[size_t(d)] / saved[2 + d];
-    }
+    read_gradients(g, m, p, saved_data, coefficients);
     std::fill_n(buffers.d_z, width, V{});
     for (int64_t i = first_tile; i < end_tile; ++i) {
       const Tile<S> tile(m, i);
@@ -105,7 +110,7 @@ static void mixture_backward(const Mixture& m, const PartialGradients& out, cons
         continue;
       }
       PairWeights<S> w;
-      weigh(w, m, p, i, mode, largest);
+      weigh(w, m, p, i, mode);
       if (mode == Weights::own) backward_tile<S, Weights::own>(tile, p.z, g, &w, buffers, columns);
       else backward_tile<S, Weights::given>(tile, p.z, g, &w, buffers, columns);
     }

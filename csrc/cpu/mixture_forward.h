@@ -54,8 +54,8 @@ static void add_lanes(RunningSum<S>& total, Vec<S> max, Vec<S> sum) {
 
 // Adds tiles [begin, end) to the sums of one block of points.
 template <class S>
-static void add_tiles(const Mixture& m, const Points<S>& p, const double* largest, int64_t begin, int64_t end,
-                      Vec<S>* marginals, RunningSum<S>* joint, double* totals) {
+static void add_tiles(const Mixture& m, const Points<S>& p, int64_t begin, int64_t end, Vec<S>* marginals,
+                      RunningSum<S>* joint, double* totals) {
   using V = Vec<S>;
   LaneSums<S> sums;
   sums.marginals = marginals;
@@ -72,7 +72,7 @@ static void add_tiles(const Mixture& m, const Points<S>& p, const double* larges
       continue;
     }
     PairWeights<S> w;
-    weigh(w, m, p, i, mode, largest);
+    weigh(w, m, p, i, mode);
     if (mode == Weights::own) add_tile<S, Weights::own>(sums, tile, p.z, &w);
     else add_tile<S, Weights::given>(sums, tile, p.z, &w);
   }
@@ -123,7 +123,6 @@ struct ChunkSums {
   static constexpr int64_t kBlocks = (kRowsPerChunk + kRows - 1) / kRows;
   int64_t count = 0;  // of blocks
   Points<S> points[kBlocks];
-  double largest[kBlocks * kRows];  // of the weights of each point
   RunningSum<S> joint[kBlocks * kRows];
   std::vector<S> z;               // [blocks, dims, kRows]
   std::vector<double> marginals;  // the same
@@ -134,12 +133,8 @@ static void read_chunk(ChunkSums<S>& sums, const Mixture& m, int64_t chunk) {
   const int64_t begin = chunk * kRowsPerChunk, end = std::min(begin + kRowsPerChunk, m.rows), width = m.dims * kRows;
   sums.z.resize(size_t(ChunkSums<S>::kBlocks * width));
   sums.marginals.resize(sums.z.size());
-  for (int64_t first = begin; first < end; first += kRows, ++sums.count) {
-    Points<S>& p = sums.points[sums.count];
-    p = read_points<T, S>(m, first, end, sums.z.data() + sums.count * width);
-    for (int64_t r = 0; r < kRows; ++r)
-      sums.largest[sums.count * kRows + r] = largest_weight<S>(m, first + std::min(r, p.count - 1));
-  }
+  for (int64_t first = begin; first < end; first += kRows, ++sums.count)
+    sums.points[sums.count] = read_points<T, S>(m, first, end, sums.z.data() + sums.count * width);
 }
 
 // A group of tiles stays in the cache while the blocks pass over it.
@@ -149,8 +144,8 @@ static void add_all_tiles(ChunkSums<S>& sums, const Mixture& m) {
   const Scratch lanes(width * int64_t(sizeof(Vec<S>)));
   for (int64_t tile = 0; tile < tiles; tile += kTilesPerSum)
     for (int64_t b = 0; b < sums.count; ++b)
-      add_tiles<S>(m, sums.points[b], sums.largest + b * kRows, tile, std::min(tile + kTilesPerSum, tiles),
-                   lanes.template as<Vec<S>>(), sums.joint + b * kRows, sums.marginals.data() + b * width);
+      add_tiles<S>(m, sums.points[b], tile, std::min(tile + kTilesPerSum, tiles), lanes.template as<Vec<S>>(),
+                   sums.joint + b * kRows, sums.marginals.data() + b * width);
 }
 
 // The logarithms of the marginals of row r of block b, but for what all of them share, and in `saved` their sums, with
@@ -165,7 +160,7 @@ static void finish_marginals(const ChunkSums<S>& sums, const Mixture& m, int64_t
   for (int64_t d = 0; d < m.dims; ++d) {
     if (saved[d] != S(0)) continue;
     const Points<S>& p = sums.points[b];
-    const RunningSum<S> far = far_sum<S>(m, p.first + r, d, p.z[d * kRows + r], sums.largest[b * kRows + r]);
+    const RunningSum<S> far = far_sum<S>(m, p.first + r, d, p.z[d * kRows + r], p.largest[r]);
     logs[d] = std::log(far.sum) + kLn2 * double(far.max);
   }
 }
@@ -182,7 +177,7 @@ static void mixture_forward(const Mixture& m, int64_t chunk, void* saved_data, D
     for (int64_t r = 0; r < sums.points[b].count; ++r) {
       const int64_t row = sums.points[b].first + r;
       const RunningSum<S>& joint = sums.joint[b * kRows + r];
-      const double log_unit = m.log_base + kLn2 * sums.largest[b * kRows + r];
+      const double log_unit = m.log_base + kLn2 * sums.points[b].largest[r];
       S* saved = static_cast<S*>(saved_data) + row * m.saved_columns();
       saved[0] = joint.max;
       saved[1] = S(joint.sum);

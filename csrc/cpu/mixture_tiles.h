@@ -75,19 +75,32 @@ static void pack(const Mixture& m, int64_t chunk) {
 
 // Points.
 
+// The largest given log-weight of a row, in powers of two: what its weights are relative to.
+template <class S>
+static double largest_weight(const Mixture& m, int64_t row) {
+  if (!m.log_weights) return 0;
+  double largest = -double(INFINITY);
+  for (int64_t j = 0; j < m.components; ++j) largest = std::max(largest, double(m.log_weights.at<S>(row, j)));
+  return largest > -double(INFINITY) && largest < double(INFINITY) ? largest * kLog2E : 0;
+}
+
 // kRows points, the last repeated where there are fewer.
 template <class S>
 struct Points {
   int64_t first, count;
-  S* z;  // [dims, kRows]
+  S* z;                   // [dims, kRows]
+  double largest[kRows];  // of the weights of each
+
+  int64_t row(int64_t r) const { return first + std::min(r, count - 1); }
 };
 
 template <class T, class S>
 static Points<S> read_points(const Mixture& m, int64_t first, int64_t end, S* z) {
-  const int64_t count = std::min<int64_t>(kRows, end - first);
+  Points<S> p{first, std::min<int64_t>(kRows, end - first), z, {}};
   for (int64_t d = 0; d < m.dims; ++d)
-    for (int r = 0; r < kRows; ++r) z[d * kRows + r] = S(m.z.at<T>(first + std::min<int64_t>(r, count - 1), d));
-  return {first, count, z};
+    for (int r = 0; r < kRows; ++r) z[d * kRows + r] = S(m.z.at<T>(p.row(r), d));
+  for (int r = 0; r < kRows; ++r) p.largest[r] = largest_weight<S>(m, p.row(r));
+  return p;
 }
 
 // Weights.
@@ -99,15 +112,6 @@ template <class S>
 struct PairWeights {
   Vec<S> weight[kRows], log2_weight[kRows];  // relative to Mixture::base; the logarithm only where given
 };
-
-// The largest given log-weight of a row, in powers of two: what its weights are relative to.
-template <class S>
-static double largest_weight(const Mixture& m, int64_t row) {
-  if (!m.log_weights) return 0;
-  double largest = -double(INFINITY);
-  for (int64_t j = 0; j < m.components; ++j) largest = std::max(largest, double(m.log_weights.at<S>(row, j)));
-  return largest > -double(INFINITY) && largest < double(INFINITY) ? largest * kLog2E : 0;
-}
 
 // log2 of the weights of a row in one tile, relative to Mixture::base or to `largest`.
 template <class S>
@@ -124,13 +128,12 @@ FASTIB_INLINE Vec<S> log2_weights(const Mixture& m, int64_t row, int64_t tile, d
 }
 
 template <class S>
-static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64_t tile, Weights mode,
-                  const double* largest) {
+static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64_t tile, Weights mode) {
   using V = Vec<S>;
   for (int r = 0; r < kRows; ++r) {
-    const int64_t row = p.first + std::min<int64_t>(r, p.count - 1);
+    const int64_t row = p.row(r);
     if (mode == Weights::given) {
-      w.log2_weight[r] = log2_weights<S>(m, row, tile, largest[r]);
+      w.log2_weight[r] = log2_weights<S>(m, row, tile, p.largest[r]);
       w.weight[r] = exp2_of_negative<V>(w.log2_weight[r]);
     } else {
       const int64_t lane = row + m.row_offset - tile * kLanes<S>;

@@ -1,0 +1,104 @@
+"""The formulas in plain PyTorch, on arguments that are already checked: what `reference` and `_fallback` are made of.
+
+They are documented, with their sources, in `fastib.functional`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastib._arguments import Reduction, accumulate_dtype
+
+
+def accumulate(*tensors: Tensor) -> list[Tensor]:
+    return [t.to(accumulate_dtype(t.dtype)) for t in tensors]
+
+
+def reduce(values: Tensor, kind: int, scale: float) -> Tensor:
+    if kind == Reduction.NONE:
+        return values
+    if kind == Reduction.SUM or values.dim() == 0:
+        return values.sum() * scale
+    return values.sum(0 if kind == Reduction.BATCH else -1) * scale
+
+
+def spread(grad: Tensor, shape: torch.Size, kind: int) -> Tensor:
+    """The gradient of `reduce`, but for the scale, as a view."""
+    if kind == Reduction.SAMPLE and shape:
+        grad = grad.unsqueeze(-1)
+    return grad.expand(shape)
+
+
+def kl_elements(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
+    m, lv = accumulate(mu, logvar)
+    if prior_mu is not None:
+        m = m - prior_mu.to(m.dtype)
+    if prior_logvar is None:
+        return (m**2 + torch.expm1(lv) - lv) / 2
+    d = lv - prior_logvar.to(lv.dtype)
+    return (torch.expm1(d) - d + m**2 * torch.exp(-prior_logvar.to(lv.dtype))) / 2
+
+
+def dropout(
+    x: Tensor,
+    log_std: Tensor,
+    noise: Tensor,
+    prior_mean: Tensor | None,
+    prior_log_std: Tensor | None,
+    log_normal: bool,
+    mask_zero: bool,
+    mean_one: bool,
+) -> tuple[Tensor, Tensor]:
+    std = torch.exp(log_std)
+    shift = std**2 / 2 if mean_one else torch.zeros_like(std)
+    z = x * torch.exp(std * noise - shift)
+    if not log_normal:
+        return z, torch.where(x > 0, -log_std, 0.0) if mask_zero else -log_std
+    assert prior_mean is not None and prior_log_std is not None
+    m, s = prior_mean.to(x.dtype).reshape(()), prior_log_std.to(x.dtype).reshape(())
+    kl = ((std / torch.exp(s)) ** 2 + ((torch.log(x) - shift - m) / torch.exp(s)) ** 2 - 1) / 2 + s - log_std
+    return z, kl
+
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    u = (z - mu) * torch.exp(-logvar / 2)
+    return -(u**2 + logvar + _LOG_2PI) / 2
+
+
+def pairs(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z_id; mu_jd, exp(logvar_jd)), [S, N', D]."""
+    return log_normal(z[:, None], mu, logvar)
+
+
+def log_weights(
+    z: Tensor, mu: Tensor, log_weights: Tensor | None, w_self: float, w_other: float, row_offset: int
+) -> Tensor:
+    """The logarithms of the weights, [S, N']."""
+    if log_weights is not None:
+        return log_weights.to(z.dtype)
+    own = torch.arange(z.shape[0], device=z.device)[:, None] + row_offset
+    is_own = own == torch.arange(mu.shape[0], device=z.device)
+    return torch.log(torch.where(is_own, z.new_tensor(w_self), z.new_tensor(w_other)))
+
+
+def mixture(pairs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        torch.logsumexp(pairs.sum(-1) + log_weights, 1),
+        torch.logsumexp(pairs + log_weights[:, :, None], 1),
+    )
+
+
+def decompose(
+    z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, log_q_marginals: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mutual information, total correlation and dimension-wise KL of each sample."""
+    marginals = log_q_marginals.sum(-1)
+    log_q_given_x = log_normal(z, mu, logvar).sum(-1)
+    log_p = -(z**2 + _LOG_2PI).sum(-1) / 2
+    return log_q_given_x - log_q, log_q - marginals, marginals - log_p
