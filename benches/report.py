@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path
 
 
 def newest(results: Path) -> list[Path]:
-    """The newest file of each CPU; files are named <date>-<cpu>.jsonl."""
+    """The newest file of each CPU and instruction set; files are named <date>-<cpu>-<isa>.jsonl."""
     date = len("yyyy-mm-dd-")
     return sorted({path.name[date:]: path for path in sorted(results.glob("*.jsonl"))}.values())
 
@@ -55,8 +55,8 @@ def section(path: Path) -> str:
     header, *rows = map(json.loads, path.read_text().splitlines())
     dirty = " with changes" if header["dirty"] else ""
     return (
-        f"Forward and backward in ms (median of interleaved rounds), and in brackets as a multiple of fastib: "
-        f"{header['cpu']}, {header['threads']} threads, {header['isa']}, PyTorch {header['torch']}, "
+        f"Forward and backward, or forward alone where it says so, in ms (median of interleaved rounds), and in brackets "
+        f"as a multiple of fastib: {header['cpu']}, {header['threads']} threads, {header['isa']}, PyTorch {header['torch']}, "
         f"commit {header['commit'][:9]}{dirty}, {header['date']}. The floor is the least time that the bytes, the call "
         f"or the arithmetic of the operator take (benches/floors.py).\n\n{table(rows)}"
     )
