@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LARGEST = sys.float_info.max
+LARGEST, LARGEST_FLOAT32 = sys.float_info.max, torch.finfo(torch.float32).max
+LARGEST_INTEGER = 2**63 - 1  # what an operator takes
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -100,8 +101,8 @@ def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
         check_device(name, value, other_name, other)
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a tensor of one element, got {type(value).__name__}")
-    check_number(name, value)
+        raise TypeError(f"{name} must be a number or a tensor of one element, got {type(value).__name__} {value!r}")
+    check_number(name, value, dtype=other.dtype)
     return torch.tensor(float(value), dtype=accumulate_dtype(other.dtype), device=other.device)
 
 
@@ -112,14 +113,16 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__} {value!r}")
 
 
-def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
+def check_number(name: str, value: Any, minimum: float = -math.inf, dtype: torch.dtype = torch.float64) -> None:
+    """Raises unless `value` is a finite number, also in what is accumulated for tensors of `dtype`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     # By comparison: math.isfinite refuses huge ints, and torch.compile its symbolic numbers.
-    if not (-LARGEST <= value <= LARGEST and value >= minimum):
+    largest = LARGEST if dtype == torch.float64 else LARGEST_FLOAT32
+    if not (-largest <= value <= largest and value >= minimum):
         bound = "" if minimum == -math.inf else f" of at least {minimum:g}"
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
 
@@ -145,8 +148,8 @@ def batch_size(shape: torch.Size) -> int:
 FREE_BITS_PER = ("dimension", "element", "total")
 
 
-def check_free_bits(free_bits: Any, per: Any, reduction: Any) -> None:
-    check_number("free_bits", free_bits, minimum=0.0)
+def check_free_bits(free_bits: Any, per: Any, reduction: Any, dtype: torch.dtype) -> None:
+    check_number("free_bits", free_bits, minimum=0.0, dtype=dtype)
     check_choice("free_bits_per", per, FREE_BITS_PER)
     if free_bits > 0 and per != "element" and reduction in ("none", "sample"):
         raise ValueError(
@@ -188,9 +191,11 @@ def check_posteriors(z: Any, mu: Any, logvar: Any) -> None:
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if isinstance(value, int) and value > LARGEST_INTEGER:
+        raise ValueError(f"{name} must be at most {LARGEST_INTEGER}, got {value}")
 
 
 def estimator_weights(estimator: Any, dataset_size: Any, components: int) -> tuple[float, float]:
@@ -244,6 +249,8 @@ def mixture_weights(
     if len(given) == 2 or estimator != "mss":
         other = "log_weights" if len(given) == 2 else f"estimator={estimator!r}"
         raise ValueError(f"{given[0]} must be None with {other}: each says what the components weigh")
+    if dataset_size is not None:
+        raise ValueError(f"dataset_size must be None with {given[0]}, which it has no part in, got {dataset_size!r}")
     if log_weights is not None:
         check_floating("log_weights", log_weights)
         if log_weights.shape != (z.shape[0], mu.shape[0]):

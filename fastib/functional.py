@@ -30,6 +30,16 @@ from fastib._arguments import Reduction
 from fastib.reference import ELBODecomposition
 
 
+def _factors(scale: float) -> tuple[float, float | None]:
+    """What an operator multiplies its loss by, and what is left for `_times`. Under torch.compile all of it: what an
+    operator is given is a constant of the graph, which would be compiled anew for each size of the batch."""
+    return (1.0, scale) if torch.compiler.is_compiling() else (scale, None)
+
+
+def _times(loss: Tensor, factor: float | None) -> Tensor:
+    return loss if factor is None else loss * factor
+
+
 def reparameterize(
     mu: Tensor,
     logvar: Tensor,
@@ -128,14 +138,17 @@ def gaussian_kl(
         _arguments.check_broadcast("prior_logvar", prior_logvar, "mu", mu)
         # A prior may be a tensor of the posterior too, but torch.compile refuses to trace the same one twice.
         prior_mu, prior_logvar = prior_mu.view_as(prior_mu), prior_logvar.view_as(prior_logvar)
-    _arguments.check_free_bits(free_bits, free_bits_per, reduction)
+    _arguments.check_free_bits(free_bits, free_bits_per, reduction, mu.dtype)
+    tensors = mu, logvar, prior_mu, prior_logvar
     kl: Tensor
     if free_bits == 0 or free_bits_per == "element":
-        kl = _ops.GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, kind, scale, free_bits)
-        return kl
+        inside, outside = _factors(scale)
+        kl = _ops.GaussianKL.apply(*tensors, kind, inside, free_bits)
+        return _times(kl, outside)
     batch = _arguments.batch_size(mu.shape)
     over = Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM
-    kl = _ops.GaussianKL.apply(mu, logvar, prior_mu, prior_logvar, over, 1 / max(batch, 1), 0.0)
+    inside, outside = _factors(1 / max(batch, 1))
+    kl = _times(_ops.GaussianKL.apply(*tensors, over, inside, 0.0), outside)
     return kl.clamp(min=free_bits).sum() * (scale * batch)
 
 
@@ -182,8 +195,9 @@ def reparameterize_with_kl(
     _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
     rng = _rng.draw(mu, noise, generator, rng)
-    result: tuple[Tensor, Tensor] = _ops.ReparameterizeWithKL.apply(mu, logvar, noise, rng, kind, scale)
-    return result
+    inside, outside = _factors(scale)
+    z, kl = _ops.ReparameterizeWithKL.apply(mu, logvar, noise, rng, kind, inside)
+    return z, _times(kl, outside)
 
 
 def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Tensor:
@@ -214,8 +228,9 @@ def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Ten
     tensor(1.)
     """
     _arguments.check_floating("logvar", logvar)
-    penalty: Tensor = _ops.LogVariancePenalty.apply(logvar, *_arguments.reduction_of(reduction, logvar.shape))
-    return penalty
+    kind, scale = _arguments.reduction_of(reduction, logvar.shape)
+    inside, outside = _factors(scale)
+    return _times(_ops.LogVariancePenalty.apply(logvar, kind, inside), outside)
 
 
 def information_dropout(
@@ -292,10 +307,11 @@ def information_dropout(
     mean, std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, scale = _arguments.reduction_of(reduction, x.shape)
     rng = _rng.draw(x, noise, generator, rng)
-    result: tuple[Tensor, Tensor] = _ops.InformationDropout.apply(
-        x, log_std, mean, std, noise, rng, prior == "log_normal", mask_zero, mean_one, kind, scale
+    inside, outside = _factors(scale)
+    z, kl = _ops.InformationDropout.apply(
+        x, log_std, mean, std, noise, rng, prior == "log_normal", mask_zero, mean_one, kind, inside
     )
-    return result
+    return z, _times(kl, outside)
 
 
 def aggregate_posterior(

@@ -26,14 +26,20 @@ class _Terms(NamedTuple):
 class ELBODecomposition(_Terms):
     """What `fastib.elbo_decomposition` returns: three terms, and beside the first its ceiling."""
 
-    mutual_information_ceiling: float
-    """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell."""
+    mutual_information_ceiling: float = math.inf
+    """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell. What rebuilds a
+    tuple from its terms alone, as `torch.utils._pytree` does, leaves the bound that always holds."""
 
     @classmethod
     def of(cls, terms: Iterable[Tensor], w_self: float) -> ELBODecomposition:
         decomposition = cls(*terms)
         decomposition.mutual_information_ceiling = -math.log(w_self) if w_self > 0 else math.inf
         return decomposition
+
+    def _replace(self, **terms: Tensor) -> ELBODecomposition:
+        replaced = super()._replace(**terms)
+        replaced.mutual_information_ceiling = self.mutual_information_ceiling
+        return replaced
 
 
 def reparameterize(
@@ -68,7 +74,7 @@ def gaussian_kl(
         if prior is not None:
             _arguments.check_broadcast(name, prior, "mu", mu)
     kind, scale = _arguments.reduction_of(reduction, mu.shape)
-    _arguments.check_free_bits(free_bits, free_bits_per, reduction)
+    _arguments.check_free_bits(free_bits, free_bits_per, reduction, mu.dtype)
     kl = _formulas.kl_elements(mu, logvar, prior_mu, prior_logvar)
     if free_bits == 0:
         return _formulas.reduce(kl, kind, scale)

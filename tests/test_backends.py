@@ -202,6 +202,27 @@ def test_compiles_with_numbers_that_vary() -> None:
         torch.testing.assert_close(compiled(*inputs, number, number), f(*inputs, number, number))
 
 
+def test_compiles_once_for_many_sizes_of_a_batch() -> None:
+    """More of them than dynamo compiles anew."""
+    torch.use_deterministic_algorithms(False)
+
+    def f(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+        z, kl = fastib.reparameterize_with_kl(mu, logvar)
+        _, dropout = fastib.information_dropout(mu, logvar, reduction="mean")
+        floored = fastib.gaussian_kl(mu, logvar, free_bits=0.2) + fastib.gaussian_kl(mu, logvar, z.detach(), mu)
+        return kl + dropout + floored + fastib.log_variance_penalty(logvar, reduction="mean")
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in range(3, 25):
+        inputs = [torch.randn(batch, 5, requires_grad=True) for _ in range(2)]
+        results = []
+        for fn in (compiled, f):
+            torch.manual_seed(batch)
+            loss = fn(*inputs)
+            results += [loss, *torch.autograd.grad(loss, inputs)]
+        torch.testing.assert_close(results[:3], results[3:])
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_noise(backend: str) -> None:
     """Drawn by default: new in each call, repeated after torch.manual_seed, and the backward sees the forward's."""

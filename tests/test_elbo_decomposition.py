@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -255,7 +257,8 @@ MATRIX = torch.zeros(4, 3)
         ({"dataset_size": None}, ValueError, "dataset_size must be given"),
         ({"dataset_size": 3}, ValueError, "dataset_size must be at least the number of components, 4, got 3"),
         ({"dataset_size": 10.0}, TypeError, "dataset_size must be an integer, got float"),
-        ({"dataset_size": True}, TypeError, "dataset_size must be an integer, got bool"),
+        ({"dataset_size": True}, TypeError, "dataset_size must be an integer, got bool True"),
+        ({"dataset_size": 10**400}, ValueError, "dataset_size must be at most 9223372036854775807, got 1000"),
         ({"dataset_size": -1}, ValueError, "dataset_size must be at least 1, got -1"),
         ({"estimator": "mssw"}, ValueError, "estimator must be one of .*got 'mssw'"),
         ({"reduction": "batchmean"}, ValueError, "reduction must be one of .*got 'batchmean'"),
@@ -312,9 +315,22 @@ def test_no_samples() -> None:
         ({"dataset_size": 10, "row_offset": 1}, ValueError, "row_offset must leave each row .*row_offset=1"),
         ({"dataset_size": 10, "row_offset": -1}, ValueError, "row_offset must be at least 0, got -1"),
         ({"dataset_size": 10, "row_offset": 0.0}, TypeError, "row_offset must be an integer"),
+        ({"dataset_size": 10, "row_offset": 2**70}, ValueError, "row_offset must be at most"),
+        ({"weights": (0.1, 0.1), "dataset_size": 10}, ValueError, "dataset_size must be None with weights, .*got 10"),
     ],
 )
 @pytest.mark.parametrize("module", [fastib, reference], ids=["fastib", "reference"])
 def test_wrong_weights(module: Any, change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         module.aggregate_posterior(MATRIX, MATRIX, MATRIX, **change)
+
+
+def test_the_ceiling_stays_with_the_terms() -> None:
+    terms = fastib.elbo_decomposition(*_posteriors(8, 2), N)
+    for other in (
+        terms._replace(total_correlation=torch.zeros(())),
+        copy.deepcopy(terms),
+        pickle.loads(pickle.dumps(terms)),
+    ):
+        assert other.mutual_information_ceiling == terms.mutual_information_ceiling == pytest.approx(math.log(N))
+    assert terms._make(terms).mutual_information_ceiling == math.inf  # rebuilt from terms alone: what always holds

@@ -2,7 +2,7 @@
 //
 // No include guard, on purpose: every instruction set compiles its own copy of this file inside its own namespace
 // (cpu/each_isa.h). Whoever includes it has defined, for V: Scalar<V>, Int<V>, Uint<V>, splat, as_int, as_real,
-// to_real, any_beyond, fma, round_negative, times_power_of_two and square_root. Comparisons give a mask that
+// to_real, any_beyond, fma, round_to_integer, times_power_of_two and square_root. Comparisons give a mask that
 // `mask ? a : b` accepts, for vectors and scalars alike.
 
 template <class S>
@@ -145,14 +145,14 @@ FASTIB_INLINE Exp<V> exponential(V x) {
   return {fma<V>(scale, e.r_minus_1, scale), minus_1, e.n == S(0) ? e.tail : minus_1 - x};
 }
 
-// 2^x for x <= 0, and 0 (or a subnormal number) where that is not a normal one. For sums of many: it is good to an ulp
-// and a half, and made of few instructions in short chains.
+// 2^x where that does not overflow, and 0 (or a subnormal number) where it underflows. For sums of many: it is good to
+// an ulp and a half, and made of few instructions in short chains. A NaN must have its low bits 0.
 template <class V>
-FASTIB_INLINE V exp2_of_negative(V x) {
+FASTIB_INLINE V fast_exp2(V x) {
   using K = Constants<Scalar<V>>;
   constexpr int terms = int(sizeof(K::exp2) / sizeof(K::exp2[0]));
   static_assert(terms % 2 == 0);
-  const Rounded<V> r = round_negative(x);
+  const Rounded<V> r = round_to_integer(x);
   const V square = r.rest * r.rest;
   const auto pair = [&](int i) { return fma<V>(r.rest, K::exp2[i + 1], K::exp2[i]); };
   V p = pair(terms - 2);

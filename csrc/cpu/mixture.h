@@ -1,8 +1,9 @@
 // A mixture of diagonal Gaussians, and points under it: what the operators on it share outside their kernels.
 //
 // For a point i and a component j, u_d = (z_id - mu_jd) exp(-l_jd / 2). Kernels work in powers of two: with
-// v = u sqrt(log2(e) / 2) the density in dimension d is 2^(c - v^2) times a factor that all components share, and the
-// joint one 2^(C - sum_d v^2). c is at most 0, so a sum over components needs no running maximum; C is not bounded.
+// v = u sqrt(log2(e) / 2) and c = -log2(e) l / 2 the density in dimension d is 2^(c - v^2) times a factor that all
+// components share, and the joint one 2^(C - sum_d v^2), C = sum_d c. The largest c of a dimension is known beforehand:
+// less a shift, so that no power of two overflows, a sum over components needs no running maximum; that over C does.
 #pragma once
 
 #include <limits>
@@ -59,15 +60,16 @@ struct Mixture {
   int64_t rows, components, dims;
   Matrix z, mu, logvar;
 
-  // The weights of a row's own component and of the others, relative to `base`. `other` is 1 but where it is so much
-  // the smaller one that a sum of float can't hold both: then each pair is weighed by a logarithm.
+  // The weights of a row's own component and of the others, relative to `base`. Where one is so much the smaller one
+  // that float can't hold both, each pair is weighed by a logarithm.
   double own, other, log2_own, log2_other, log_base;
+  bool by_logarithm;
   int64_t row_offset;
   Matrix log_weights;  // instead of both, where given: of float, or of double for double
 
   int64_t padded;             // components, rounded up to whole vectors
-  std::vector<double> shift;  // per dimension, the largest -l/2 in powers of two: what c is relative to
-  Scratch shifts_of_chunks;   // the same of each chunk
+  std::vector<double> shift;  // per dimension; each is exact in float, and 0 where the largest c allows it
+  Scratch largest_of_chunks;  // per chunk and dimension, the largest c
   Scratch packed;  // tiles of one vector of components: {mu, sqrt(log2(e)/2) exp(-l/2), c} per dimension, then C
 
   Mixture(const Tensor& z, const Tensor& mu, const Tensor& logvar, const MaybeTensor& log_weights, double w_self,
@@ -77,7 +79,7 @@ struct Mixture {
   int64_t saved_columns() const { return dims + 2; }  // the joint's maximum and sum, then the sums of the marginals
   int64_t component_chunks() const { return (components + kComponentsPerChunk - 1) / kComponentsPerChunk; }
   int64_t row_chunks() const { return (rows + kRowsPerChunk - 1) / kRowsPerChunk; }
-  void combine_shifts();
+  void choose_shifts();
 };
 
 // The backward pass is cut into tasks, a group of rows against a block of components. Each has partial sums of its own,
@@ -96,11 +98,11 @@ struct PartialGradients {
 };
 
 // Runs the passes of an operator: its file has the kernels of these names.
-#define FASTIB_PACK(m)                                                               \
-  do {                                                                               \
-    run_chunks(FASTIB_KERNEL_OF((m).dtype, find_shifts), m, (m).component_chunks()); \
-    (m).combine_shifts();                                                            \
-    run_chunks(FASTIB_KERNEL_OF((m).dtype, pack), m, (m).component_chunks());        \
+#define FASTIB_PACK(m)                                                                \
+  do {                                                                                \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, find_largest), m, (m).component_chunks()); \
+    (m).choose_shifts();                                                              \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, pack), m, (m).component_chunks());         \
   } while (false)
 
 #define FASTIB_BACKWARD(m, partial, arguments)                                                 \

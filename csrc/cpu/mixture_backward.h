@@ -23,12 +23,12 @@ static void backward_tile(const Tile<S>& tile, const S* z, const RowGradients<S>
   find_exponents(tile, z, 0, tile.dims, joint, buffers.densities, buffers.deviations);
   for (int64_t k = 0; k < tile.dims * kRows; k += kRows) {
     for (int r = 0; r < kRows; ++r) {
-      const V density = exp2_of_negative<V>(buffers.densities[k + r]);
+      const V density = fast_exp2<V>(buffers.densities[k + r]);
       buffers.densities[k + r] = mode == Weights::equal ? density : density * w->weight[r];
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    joint[r] = exp2_of_negative<V>(joint_exponent<S, mode>(tile, joint[r], w, r) - g.joint_max[r]) * g.joint[r];
+    joint[r] = fast_exp2<V>(joint_exponent<S, mode>(tile, joint[r], w, r) - g.joint_max[r]) * g.joint[r];
     if constexpr (mode == Weights::own) joint[r] *= w->weight[r];
   }
   for (int64_t d = 0; d < tile.dims; ++d) {
@@ -81,6 +81,41 @@ static void read_gradients(RowGradients<S>& g, const Mixture& m, const Points<S>
   }
 }
 
+// Sums of S, taken to sums of double before they have so many terms that their digits suffer.
+template <class S>
+struct LongSums {
+  int64_t count;
+  Scratch memory;
+  S* sums;  // add to these
+  double* totals;
+
+  explicit LongSums(int64_t n) : count(n), memory(n * int64_t(sizeof(S) + sizeof(double))), sums(memory.as<S>()) {
+    totals = reinterpret_cast<double*>(sums + n);
+    std::fill_n(sums, n, S(0));
+    std::fill_n(totals, n, 0.0);
+  }
+  void carry() {
+    for (int64_t i = 0; i < count; ++i) {
+      totals[i] += double(sums[i]);
+      sums[i] = 0;
+    }
+  }
+};
+
+template <class S>
+static void add_gradients_of_tile(const Mixture& m, const Points<S>& p, int64_t i, const RowGradients<S>& g,
+                                  const TileBuffers<S>& buffers, S* columns) {
+  const Tile<S> tile(m, i);
+  const Weights mode = mode_of(m, p, i);
+  if (mode == Weights::equal) return backward_tile<S, Weights::equal>(tile, p.z, g, nullptr, buffers, columns);
+  PairWeights<S> w;
+  weigh(w, m, p, i, mode);
+  if (mode == Weights::own) backward_tile<S, Weights::own>(tile, p.z, g, &w, buffers, columns);
+  else backward_tile<S, Weights::given>(tile, p.z, g, &w, buffers, columns);
+}
+
+constexpr int64_t kBlocksPerSum = 64;  // of points, whose gradients of components are summed in S
+
 // One task: a group of rows against a block of components. coefficients(row, joint, marginals) gives the gradients of
 // the loss by log q(z) and by log q(z_d).
 template <class T, class Coefficients>
@@ -94,30 +129,27 @@ static void mixture_backward(const Mixture& m, const PartialGradients& out, cons
   const Scratch memory(3 * width * int64_t(sizeof(V)));
   const TileBuffers<S> buffers{memory.as<V>(), memory.as<V>() + width, memory.as<V>() + 2 * width};
   std::vector<S> z(static_cast<size_t>(width)), marginals(static_cast<size_t>(width));
+  std::vector<double> d_z(static_cast<size_t>(width));
   RowGradients<S> g;
   g.marginals = marginals.data();
-  std::fill(partial_column<S>(m, out, group, first_tile), partial_column<S>(m, out, group, end_tile), S(0));
+  const int64_t tile_size = 2 * m.dims * kLanes<S>;
+  LongSums<S> columns((end_tile - first_tile) * tile_size);
   for (int64_t first = begin; first < end; first += kRows) {
     const Points<S> p = read_points<T, S>(m, first, end, z.data());
     read_gradients(g, m, p, saved_data, coefficients);
-    std::fill_n(buffers.d_z, width, V{});
-    for (int64_t i = first_tile; i < end_tile; ++i) {
-      const Tile<S> tile(m, i);
-      const Weights mode = mode_of(m, p, i);
-      S* columns = partial_column<S>(m, out, group, i);
-      if (mode == Weights::equal) {
-        backward_tile<S, Weights::equal>(tile, p.z, g, nullptr, buffers, columns);
-        continue;
-      }
-      PairWeights<S> w;
-      weigh(w, m, p, i, mode);
-      if (mode == Weights::own) backward_tile<S, Weights::own>(tile, p.z, g, &w, buffers, columns);
-      else backward_tile<S, Weights::given>(tile, p.z, g, &w, buffers, columns);
+    std::fill(d_z.begin(), d_z.end(), 0.0);
+    for (int64_t span = first_tile; span < end_tile; span += kTilesPerSum) {
+      std::fill_n(buffers.d_z, width, V{});
+      for (int64_t i = span; i < std::min(span + kTilesPerSum, end_tile); ++i)
+        add_gradients_of_tile(m, p, i, g, buffers, columns.sums + (i - first_tile) * tile_size);
+      for (int64_t k = 0; k < width; ++k) d_z[size_t(k)] += double(fold_lanes<S>(buffers.d_z[k]));
     }
     for (int64_t r = 0; r < p.count; ++r)
-      for (int64_t d = 0; d < m.dims; ++d)
-        partial_row<S>(m, out, block, first + r)[d] = fold_lanes<S>(buffers.d_z[d * kRows + r]);
+      for (int64_t d = 0; d < m.dims; ++d) partial_row<S>(m, out, block, first + r)[d] = S(d_z[size_t(d * kRows + r)]);
+    if ((first - begin) / kRows % kBlocksPerSum == kBlocksPerSum - 1) columns.carry();
   }
+  columns.carry();
+  std::copy_n(columns.totals, columns.count, partial_column<S>(m, out, group, first_tile));
 }
 
 // The marginals that the forward pass summed apart: one task for each group of rows, after all of the tasks above.
@@ -144,7 +176,7 @@ static void far_backward(const Mixture& m, const PartialGradients& out, const vo
         const Tile<S> tile(m, i);
         const V precision = load<V>(tile.precision(d));
         const V v = scaled_deviation<V>(z, load<V>(tile.mu(d)), precision);
-        const V c = exp2_of_negative<V>(far_exponent<S>(m, row, d, z, i, largest) - splat<V>(total.max)) * scale;
+        const V c = fast_exp2<V>(far_exponent<S>(m, row, d, z, i, largest) - splat<V>(total.max)) * scale;
         const V cv = c == S(0) ? V{} : c * v;  // v may be infinite
         d_z = fma<V>(cv, precision, d_z);
         S* columns = partial_column<S>(m, out, group, i) + 2 * d * kLanes<S>;

@@ -25,7 +25,7 @@ static void add_tile(LaneSums<S>& sums, const Tile<S>& tile, const S* z, const P
     find_exponents(tile, z, begin, end, squares, exponents);
     for (int64_t d = begin; d < end; ++d) {
       for (int r = 0; r < kRows; ++r) {
-        const V density = exp2_of_negative<V>(exponents[(d - begin) * kRows + r]);
+        const V density = fast_exp2<V>(exponents[(d - begin) * kRows + r]);
         V& sum = sums.marginals[d * kRows + r];
         if constexpr (mode == Weights::equal) sum += density;
         else sum = fma<V>(density, w->weight[r], sum);
@@ -35,7 +35,7 @@ static void add_tile(LaneSums<S>& sums, const Tile<S>& tile, const S* z, const P
   for (int r = 0; r < kRows; ++r) {
     const V t = joint_exponent<S, mode>(tile, squares[r], w, r), max = sums.max[r], sum = sums.sum[r];
     const auto larger = t > max;
-    const V ratio = exp2_of_negative<V>(larger ? max - t : t - max);
+    const V ratio = fast_exp2<V>(larger ? max - t : t - max);
     const V weight = mode == Weights::own ? w->weight[r] : splat<V>(S(1));
     sums.sum[r] = larger ? fma<V>(sum, ratio, weight) : fma<V>(ratio, weight, sum);
     sums.max[r] = larger ? t : max;
@@ -47,7 +47,7 @@ static void add_lanes(RunningSum<S>& total, Vec<S> max, Vec<S> sum) {
   using V = Vec<S>;
   S largest = total.max;
   for (int lane = 0; lane < kLanes<S>; ++lane) largest = max[lane] > largest ? max[lane] : largest;
-  const V terms = sum * exp2_of_negative<V>(max - splat<V>(largest));
+  const V terms = sum * fast_exp2<V>(max - splat<V>(largest));
   total.sum = total.sum * std::exp2(double(total.max) - double(largest)) + double(fold_lanes<S>(terms));
   total.max = largest;
 }
@@ -103,7 +103,7 @@ static RunningSum<S> far_sum(const Mixture& m, int64_t row, int64_t d, S z, doub
   }
   for (int64_t i = 0; i < tiles_of<S>(m); ++i) {
     const V t = far_exponent<S>(m, row, d, z, i, largest);
-    total.sum += double(fold_lanes<S>(exp2_of_negative<V>(t - splat<V>(total.max))));
+    total.sum += double(fold_lanes<S>(fast_exp2<V>(t - splat<V>(total.max))));
   }
   return total;
 }
@@ -158,7 +158,10 @@ static void finish_marginals(const ChunkSums<S>& sums, const Mixture& m, int64_t
   for (int64_t d = 0; d < m.dims; ++d) saved[d] = logs[d] >= kFarSum<S> ? S(logs[d]) : S(0);
   for (int64_t d = 0; d < m.dims; d += kLanes<double>) store(logs + d, logarithm<V>(load<V>(logs + d)));
   for (int64_t d = 0; d < m.dims; ++d) {
-    if (saved[d] != S(0)) continue;
+    if (saved[d] != S(0)) {
+      logs[d] += kLn2 * m.shift[size_t(d)];
+      continue;
+    }
     const Points<S>& p = sums.points[b];
     const RunningSum<S> far = far_sum<S>(m, p.first + r, d, p.z[d * kRows + r], p.largest[r]);
     logs[d] = std::log(far.sum) + kLn2 * double(far.max);
@@ -182,7 +185,7 @@ static void mixture_forward(const Mixture& m, int64_t chunk, void* saved_data, D
       saved[0] = joint.max;
       saved[1] = S(joint.sum);
       finish_marginals(sums, m, b, r, saved + 2, logs.data());
-      for (int64_t d = 0; d < m.dims; ++d) logs[size_t(d)] += kLn2 * m.shift[size_t(d)] + log_unit - 0.5 * kLog2Pi;
+      for (int64_t d = 0; d < m.dims; ++d) logs[size_t(d)] += log_unit - 0.5 * kLog2Pi;
       const double log_joint =
           std::log(joint.sum) + kLn2 * double(joint.max) + log_unit - 0.5 * kLog2Pi * double(m.dims);
       done(row, sums.points[b].z + r, PointResult<S>{log_joint, joint, logs.data(), log_unit});

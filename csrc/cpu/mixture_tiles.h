@@ -9,13 +9,21 @@ constexpr int kRows = kVectorBytes == 64 ? 8 : 4;
 
 constexpr double kLog2E = 0x1.71547652b82fep0, kLn2 = 0x1.62e42fefa39efp-1, kLog2Pi = 0x1.d67f1c864beb4p0;
 
+// x, with any NaN the usual one: fast_exp2 asks for it.
+template <class S>
+FASTIB_INLINE S canonical(S x) {
+  return x == x ? x : S(NAN);
+}
+
 // Tiles.
 
 template <class S>
 struct Tile {
   const S* data;
   int64_t dims;
-  Tile(const Mixture& m, int64_t tile) : data(m.packed.as<S>() + tile * (3 * m.dims + 1) * kLanes<S>), dims(m.dims) {}
+  const double* shift;  // [dims]
+  Tile(const Mixture& m, int64_t tile)
+      : data(m.packed.as<S>() + tile * (3 * m.dims + 1) * kLanes<S>), dims(m.dims), shift(m.shift.data()) {}
   const S* mu(int64_t d) const { return data + 3 * d * kLanes<S>; }
   const S* precision(int64_t d) const { return mu(d) + kLanes<S>; }  // sqrt(log2(e)/2) exp(-l/2)
   const S* c(int64_t d) const { return mu(d) + 2 * kLanes<S>; }
@@ -28,15 +36,15 @@ FASTIB_INLINE int64_t tiles_of(const Mixture& m) {
 }
 
 template <class T>
-static void find_shifts(const Mixture& m, int64_t chunk) {
+static void find_largest(const Mixture& m, int64_t chunk) {
   using S = Compute<T>;
   const int64_t begin = chunk * kComponentsPerChunk, end = std::min(begin + kComponentsPerChunk, m.components);
-  double* shift = m.shifts_of_chunks.as<double>() + chunk * m.dims;
-  std::fill_n(shift, m.dims, -double(INFINITY));
+  double* largest = m.largest_of_chunks.as<double>() + chunk * m.dims;
+  std::fill_n(largest, m.dims, -double(INFINITY));
   for (int64_t j = begin; j < end; ++j) {
     for (int64_t d = 0; d < m.dims; ++d) {
-      const double bound = -0.5 * kLog2E * double(S(m.logvar.at<T>(j, d)));
-      if (bound > shift[d] && bound < double(INFINITY)) shift[d] = bound;
+      const double c = -0.5 * kLog2E * double(S(m.logvar.at<T>(j, d)));
+      if (c > largest[d] && c < double(INFINITY)) largest[d] = c;
     }
   }
 }
@@ -59,15 +67,15 @@ static void pack(const Mixture& m, int64_t chunk) {
       for (int lane = 0; lane < lanes; ++lane) {
         const int64_t j = std::min(first + lane, m.components - 1);  // beyond the last it is repeated, without weight
         half[lane] = -0.5 * double(S(m.logvar.at<T>(j, d)));
-        const double c = kLog2E * half[lane];
+        const double c = half[lane] < double(INFINITY) ? kLog2E * half[lane] : double(NAN);
         joint[lane] += c;
-        out[lane] = S(m.mu.at<T>(j, d));
-        out[2 * lanes + lane] = first + lane < m.components ? S(c - m.shift[size_t(d)]) : -S(INFINITY);
+        out[lane] = canonical(S(m.mu.at<T>(j, d)));
+        out[2 * lanes + lane] = first + lane < m.components ? S(c) : -S(INFINITY);
       }
       for (int lane = 0; lane < lanes; lane += kLanes<double>)
         store(half + lane, exponential<V>(load<V>(half + lane)).value * 0x1.b2da4e9808a53p-1);
       for (int lane = 0; lane < lanes; ++lane)
-        out[lanes + lane] = half[lane] > kLargestPrecision<S> ? S(kLargestPrecision<S>) : S(half[lane]);
+        out[lanes + lane] = half[lane] > kLargestPrecision<S> ? S(kLargestPrecision<S>) : canonical(S(half[lane]));
     }
     for (int lane = 0; lane < lanes; ++lane) out[lane] = first + lane < m.components ? S(joint[lane]) : -S(INFINITY);
   }
@@ -98,7 +106,7 @@ template <class T, class S>
 static Points<S> read_points(const Mixture& m, int64_t first, int64_t end, S* z) {
   Points<S> p{first, std::min<int64_t>(kRows, end - first), z, {}};
   for (int64_t d = 0; d < m.dims; ++d)
-    for (int r = 0; r < kRows; ++r) z[d * kRows + r] = S(m.z.at<T>(p.row(r), d));
+    for (int r = 0; r < kRows; ++r) z[d * kRows + r] = canonical(S(m.z.at<T>(p.row(r), d)));
   for (int r = 0; r < kRows; ++r) p.largest[r] = largest_weight<S>(m, p.row(r));
   return p;
 }
@@ -121,7 +129,8 @@ FASTIB_INLINE Vec<S> log2_weights(const Mixture& m, int64_t row, int64_t tile, d
   S values[lanes];
   for (int lane = 0; lane < lanes; ++lane) {
     if (first + lane >= m.components) values[lane] = -S(INFINITY);
-    else if (m.log_weights) values[lane] = S(double(m.log_weights.at<S>(row, first + lane)) * kLog2E - largest);
+    else if (m.log_weights)
+      values[lane] = canonical(S(double(m.log_weights.at<S>(row, first + lane)) * kLog2E - largest));
     else values[lane] = S(first + lane == row + m.row_offset ? m.log2_own : m.log2_other);
   }
   return load<Vec<S>>(values);
@@ -134,7 +143,7 @@ static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64
     const int64_t row = p.row(r);
     if (mode == Weights::given) {
       w.log2_weight[r] = log2_weights<S>(m, row, tile, p.largest[r]);
-      w.weight[r] = exp2_of_negative<V>(w.log2_weight[r]);
+      w.weight[r] = fast_exp2<V>(w.log2_weight[r]);
     } else {
       const int64_t lane = row + m.row_offset - tile * kLanes<S>;
       w.weight[r] = splat<V>(S(1));
@@ -145,7 +154,7 @@ static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64
 
 template <class S>
 FASTIB_INLINE Weights mode_of(const Mixture& m, const Points<S>& p, int64_t tile) {
-  if (m.log_weights || m.other != 1) return Weights::given;
+  if (m.log_weights || m.by_logarithm) return Weights::given;
   if (m.own == m.other) return Weights::equal;
   const int64_t first_own = p.first + m.row_offset, last_own = first_own + p.count - 1;
   const bool has_own = tile >= first_own / kLanes<S> && tile <= last_own / kLanes<S>;
@@ -165,18 +174,23 @@ FASTIB_INLINE Vec<S> joint_exponent(const Tile<S>& tile, Vec<S> squares, const P
   using V = Vec<S>;
   const V t = load<V>(tile.joint()) - squares;
   if constexpr (mode == Weights::given) return t + w->log2_weight[r];
-  if constexpr (mode == Weights::own) return w->weight[r] > S(0) ? t : splat<V>(std::numeric_limits<S>::lowest());
+  if constexpr (mode == Weights::own) {
+    const V none = t == t ? splat<V>(std::numeric_limits<S>::lowest()) : t;
+    return w->weight[r] > S(0) ? t : none;
+  }
   return t;
 }
 
-// The exponents c - v^2 of dimensions [begin, end), and the sums of v^2 so far. They are a loop of their own because a
-// processor looks only so far ahead: with the exponentials in the same loop it finds too little to do at once.
+// The exponents c - shift - v^2 of dimensions [begin, end), and the sums of v^2 so far. They are a loop of their own
+// because a processor looks only so far ahead: with the exponentials in the same loop it finds too little to do at
+// once.
 template <class S>
 FASTIB_INLINE void find_exponents(const Tile<S>& tile, const S* z, int64_t begin, int64_t end, Vec<S>* squares,
                                   Vec<S>* exponents, Vec<S>* deviations = nullptr) {
   using V = Vec<S>;
   for (int64_t d = begin; d < end; ++d) {
-    const V mu = load<V>(tile.mu(d)), precision = load<V>(tile.precision(d)), c = load<V>(tile.c(d));
+    const V mu = load<V>(tile.mu(d)), precision = load<V>(tile.precision(d));
+    const V c = load<V>(tile.c(d)) - S(tile.shift[d]);
     for (int r = 0; r < kRows; ++r) {
       const V v = scaled_deviation<V>(z[d * kRows + r], mu, precision);
       squares[r] = fma<V>(v, v, squares[r]);

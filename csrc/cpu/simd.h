@@ -167,7 +167,7 @@ FASTIB_INLINE V fma(V a, Scalar<V> b, Scalar<V> c) {
   return fma<V>(a, splat<V>(b), splat<V>(c));
 }
 
-// x <= 0 as the nearest integer and a rest in [-1/2, 1/2], to make 2^x of.
+// x as the nearest integer and a rest in [-1/2, 1/2], to make 2^x of.
 template <class V>
 struct Rounded {
   V whole, rest;
@@ -176,7 +176,7 @@ struct Rounded {
 #if FASTIB_VECTOR_BYTES == 64  // which has instructions for it, and for the factor 2^whole, underflow and NaN included
 
 template <class V>
-FASTIB_INLINE Rounded<V> round_negative(V x) {
+FASTIB_INLINE Rounded<V> round_to_integer(V x) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   V whole;
   if constexpr (sizeof(Scalar<V>) == 4) whole = (V)_mm512_roundscale_ps((__m512)x, nearest);
@@ -212,7 +212,7 @@ FASTIB_INLINE V at_least(V x, Scalar<V> bound) {
 
 // Here `whole` is the integer plus 1.5 times 2^mantissa, in whose low bits the integer can be read.
 template <class V>
-FASTIB_INLINE Rounded<V> round_negative(V x) {
+FASTIB_INLINE Rounded<V> round_to_integer(V x) {
   constexpr bool is_float = sizeof(Scalar<V>) == 4;
   constexpr Scalar<V> shift = is_float ? 0x1.8p23 : 0x1.8p52, least = is_float ? -127 : -1023;
   x = at_least<V>(x, least);  // 2^least comes out as 0
