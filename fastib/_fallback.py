@@ -179,9 +179,10 @@ def _information_dropout_backward(
     d_x, d_log_std = torch.zeros_like(f), torch.zeros_like(a)
     d_mean, d_prior_log_std = f.new_zeros(()), f.new_zeros(())
     if grad_z is not None:
-        by_x = grad_z.to(f.dtype) * torch.exp(std * eps - variance / 2)
+        factor = torch.exp(std * eps - variance / 2)
+        by_x = grad_z.to(f.dtype) * factor
         d_x = d_x + by_x
-        d_log_std = d_log_std + by_x * f * (std * eps - variance)
+        d_log_std = d_log_std + torch.where(factor == 0, 0.0, by_x * f * (std * eps - variance))
     if grad_kl is not None:
         g = _formulas.spread(grad_kl * scale, f.shape, reduction)
         if log_normal:
@@ -190,7 +191,7 @@ def _information_dropout_backward(
             deviation, ratio = (torch.log(f) - variance / 2 - m) * inverse, std * inverse
             by_mean = deviation * inverse
             d_x = d_x + g * by_mean / f
-            d_log_std = d_log_std + g * (ratio**2 - 1 - variance * by_mean)
+            d_log_std = d_log_std + g * (ratio**2 - 1 - (variance * by_mean if mean_one else 0.0))
             d_mean = -(g * by_mean).sum()
             d_prior_log_std = (g * (1 - ratio**2 - deviation**2)).sum()
         else:

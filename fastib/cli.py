@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)  # argparse words the error
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
     if not 0 <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text}")
     return seconds
@@ -49,6 +52,11 @@ def _folder(text: str) -> Path:
 def _demo(seconds: float, loss: str, output: Path) -> int:
     from fastib import demo
 
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"--output must be a folder that can be made, got {output}: {error.strerror}", file=sys.stderr)
+        return 2
     result = demo.run(seconds, loss=loss, output=output)
     return 0 if result.agrees else 1
 

@@ -93,8 +93,9 @@ def _check(output: Any, target: Any, mu: Any, logvar: Any, kl: Any, per: str, fr
 
 
 def _value(schedule: Schedule, kl: Tensor) -> Tensor:
-    """In the precision of the loss, which the exact value in float64 would raise."""
-    return schedule.value.to(accumulate_dtype(kl.dtype))
+    """In the precision of the loss, which the exact value in float64 would raise. A copy: a step may come before the
+    backward pass."""
+    return schedule.value.to(accumulate_dtype(kl.dtype), copy=True)
 
 
 def _weighted(weight: float | Schedule, term: Tensor) -> Tensor:

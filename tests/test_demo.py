@@ -108,3 +108,12 @@ def test_an_unknown_loss_trains_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="loss must be one of 'beta-vae', 'beta-tcvae', got 'vae'"):
         demo.run(steps=1, loss="vae", output=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_output_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert cli.main(["demo", "--seconds", "0", "--output", "nowhere"]) == 2
+    assert "--output must be a folder that can be made, got nowhere: Permission denied" in capsys.readouterr().err

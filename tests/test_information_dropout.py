@@ -233,6 +233,27 @@ def test_zero_stays_zero_under_noise_that_overflows(kernels: str, log_std: float
     assert z.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_extremes_are_as_in_the_plain_expression(kernels: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """Activations of 0 and near it, and standard deviations that overflow or whose squares do: the results, and the
+    gradients by autograd of the plain expression."""
+    x = torch.tensor([0.0, 1e-7, 1.0, 2.0, 300.0]).to(dtype)
+    log_std = torch.tensor([-200.0, -30.0, -1.0, 0.0, 20.0, 44.5, 60.0, 89.0, 200.0, 60000.0]).to(dtype)
+    pairs = torch.cartesian_prod(x, log_std, torch.tensor([-1.5, 0.5]).to(dtype))
+    x, log_std, noise = (column.contiguous() for column in pairs.unbind(1))
+    found, expected = [], []
+    for results, fn in ((found, fastib.information_dropout), (expected, reference.information_dropout)):
+        leaves = x.clone().requires_grad_(), log_std.clone().requires_grad_()
+        z, kl = fn(*leaves, noise=noise, reduction="none", **options)
+        results += [z, kl, *torch.autograd.grad(z.sum(), leaves, retain_graph=True)]
+        results += torch.autograd.grad(kl.sum(), leaves, allow_unused=True, materialize_grads=True)
+    rtol = 2e-2 if dtype == torch.bfloat16 else 2e-3
+    for ours, plain in zip(found, expected, strict=True):
+        known = ~plain.isnan()  # else the plain expression is 0 times infinity, and ours may be the limit
+        torch.testing.assert_close(ours[known], plain[known], rtol=rtol, atol=1e-4)
+
+
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> None:
     x, log_std, grad = torch.rand(301, 777), torch.randn(301, 777), torch.randn(301, 777)
     prior = torch.tensor(0.1), torch.tensor(-0.2)

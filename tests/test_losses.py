@@ -93,6 +93,16 @@ def test_capacity_of_batch_and_of_sample_differ_in_gradient() -> None:
     assert not torch.allclose(*grads)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_may_come_before_the_backward_pass(dtype: torch.dtype) -> None:
+    criterion = BetaVAELoss(Linear(1.0, 2.0, 10))
+    mu = torch.ones(B, 2, dtype=dtype, requires_grad=True)
+    loss = criterion(OUTPUT.to(dtype), TARGET.to(dtype), mu, torch.zeros(B, 2, dtype=dtype)).loss
+    criterion.step()
+    (grad,) = torch.autograd.grad(loss, mu)
+    torch.testing.assert_close(grad, torch.full((B, 2), 1 / B, dtype=dtype))
+
+
 def test_nothing_but_step_anneals() -> None:
     criterion = AnnealedVAELoss(capacity=25.0, steps=10)
     criterion.step()

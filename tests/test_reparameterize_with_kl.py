@@ -172,3 +172,11 @@ def test_peak_memory_is_that_of_the_results() -> None:
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     one = mu.numel() * mu.element_size()
     assert 3 * one <= allocated < 3 * one + 4096
+
+
+def test_a_kl_that_is_not_used_adds_nothing_to_the_gradient(kernels: str) -> None:
+    """Also where it is infinite."""
+    mu, logvar = torch.tensor([[torch.inf, 1.0]], requires_grad=True), torch.zeros(1, 2, requires_grad=True)
+    z, _ = fastib.reparameterize_with_kl(mu, logvar, noise=torch.ones(1, 2))
+    d_mu, d_logvar = torch.autograd.grad(z.sum(), (mu, logvar))
+    assert d_mu.tolist() == [[1.0, 1.0]] and d_logvar.tolist() == [[0.5, 0.5]]

@@ -35,10 +35,10 @@ FASTIB_INLINE KlBetween<V> kl_between(V mu, V logvar, V prior_mu, V prior_logvar
 }
 
 // Information Dropout (Achille & Soatto 2018): z = x eps, log eps = std n - shift std^2 / 2, std = e^log_std.
-// shift is 1 where the noise has mean one, else 0: it comes before the square, which may overflow.
+// shift is 1 where the noise has mean one, else 0, also of a std that is infinite.
 template <class V>
 FASTIB_INLINE V dropout_shift(V std, Scalar<V> shift) {
-  return (shift * std) * std;
+  return shift == Scalar<V>(0) ? V{} : std * std;
 }
 
 template <class V>
@@ -67,7 +67,8 @@ FASTIB_INLINE DropoutKl<V> dropout_kl_log_normal(V x, V log_std, V std, Scalar<V
   const V shifted = dropout_shift<V>(std, shift), ratio = std * inverse, variance = ratio * ratio;
   const V deviation = (fma<V>(shifted, S(-0.5), logarithm<V>(x)) - prior_mean) * inverse,
           square = deviation * deviation;
-  const V by_mean = deviation * inverse;
-  return {S(0.5) * (variance + square - S(1)) + prior_log_std - log_std, by_mean / x,
-          fma<V>(shifted, -by_mean, variance - S(1)), -by_mean, S(1) - variance - square};
+  const V by_mean = deviation * inverse;  // infinite at x = 0
+  const V by_shift = shift == S(0) ? V{} : shifted * by_mean;
+  return {S(0.5) * (variance + square - S(1)) + prior_log_std - log_std, by_mean / x, variance - S(1) - by_shift,
+          -by_mean, S(1) - variance - square};
 }

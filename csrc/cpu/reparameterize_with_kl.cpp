@@ -98,7 +98,7 @@ static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chu
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
       const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
-      store(d_mu + i, fma<V>(gk, load<V>(mu + i), gz));
+      store(d_mu + i, a.grad_kl ? fma<V>(gk, load<V>(mu + i), gz) : gz);  // mu may be infinite
       V by_logvar{};
       if (noisy) by_logvar = gz * (half.value * load<V>(noise + i));
       if (a.grad_kl)
