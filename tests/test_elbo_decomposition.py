@@ -246,6 +246,24 @@ def test_a_short_last_batch_has_weights_of_its_own() -> None:
     torch.testing.assert_close(short.total_correlation, (log_qz - log_qz_marginals.sum(-1)).mean())
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, -1], ids=hex)
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["z", "mu", "logvar"])
+def test_nan_propagates_into_terms_and_gradients(kernels: str, which: int, bits: int) -> None:
+    """To the terms and gradients to which the plain expression has it propagate."""
+    inputs = [t.clone() for t in _posteriors(6, 3)]
+    inputs[which].view(torch.int32)[2, 1] = bits
+    found, expected = [], []
+    for results, fn in ((found, fastib.elbo_decomposition), (expected, reference.elbo_decomposition)):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        terms = fn(*leaves, N, reduction="none")
+        results += [*terms, *torch.autograd.grad([t.sum() for t in terms], leaves)]
+    assert any(t.isnan().any() for t in expected)
+    for ours, plain in zip(found[:3], expected[:3], strict=True):
+        assert torch.equal(ours.isnan(), plain.isnan())
+    for ours, plain in zip(found[3:], expected[3:], strict=True):
+        assert ours.isnan()[plain.isnan()].all()
+
+
 # Arguments.
 
 MATRIX = torch.zeros(4, 3)

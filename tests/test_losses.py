@@ -279,6 +279,14 @@ def test_beta_tcvae_checks_its_batch() -> None:
         BetaTCVAELoss(dataset_size=5)(OUTPUT, TARGET, Z, MU, LOGVAR)
 
 
+def test_beta_tcvae_gives_a_short_last_batch_weights_of_its_own() -> None:
+    criterion = BetaTCVAELoss(dataset_size=100)
+    criterion(OUTPUT, TARGET, Z, MU, LOGVAR)
+    short = criterion(OUTPUT[:3], TARGET[:3], Z[:3], MU[:3], LOGVAR[:3])
+    expected = fastib.reference.elbo_decomposition(Z[:3], MU[:3], LOGVAR[:3], 100)
+    torch.testing.assert_close(tuple(short[2:5]), tuple(t.detach() for t in expected))
+
+
 def test_beta_tcvae_says_what_it_is() -> None:
     assert "beta=6.0" in repr(BetaTCVAELoss(dataset_size=100)) and "dataset_size=100" in repr(
         BetaTCVAELoss(dataset_size=100)
