@@ -237,6 +237,14 @@ def test_beta_tcvae_with_weights_of_one_is_the_evidence_lower_bound(estimator: s
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["mss", "mws", "in_batch", "leave_one_out"])
+def test_beta_tcvae_estimates_as_it_is_asked_to(estimator: str) -> None:
+    terms = BetaTCVAELoss(dataset_size=100, estimator=estimator)(OUTPUT, TARGET, Z, MU, LOGVAR)
+    expected = fastib.elbo_decomposition(Z, MU, LOGVAR, 100, estimator=estimator)
+    torch.testing.assert_close(tuple(terms[2:5]), tuple(t.detach() for t in expected))
+    assert terms.mutual_information_ceiling == expected.mutual_information_ceiling
+
+
 def test_beta_tcvae_anneals_by_step_alone() -> None:
     criterion = BetaTCVAELoss(beta=Linear(1.0, 6.0, 5), gamma=Linear(0.0, 1.0, 2), dataset_size=100)
     mi, tc, kl = fastib.elbo_decomposition(Z, MU, LOGVAR, 100)
