@@ -138,3 +138,43 @@ def test_low_precision_is_float32_rounded_once(kernels: str, dtype: torch.dtype)
     expected = fastib.reparameterize(mu.float(), logvar.float(), noise=noise.float()).to(dtype)
     assert torch.equal(z.isnan(), expected.isnan())
     assert torch.equal(z.nan_to_num().view(torch.int16), expected.nan_to_num().view(torch.int16))
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_no_nan_is_rounded_to_a_number(kernels: str, dtype: torch.dtype, bits: int) -> None:
+    """Rounding adds to the bits; a NaN of float32, which the gradient of a KL may be, can have any in its low half."""
+    nan = torch.tensor(bits - 2**32 if bits >= 2**31 else bits, dtype=torch.int32).view(torch.float32)
+    a, b, c, d = (torch.rand(40).to(dtype).requires_grad_() for _ in range(4))
+    for kl, leaves in (
+        (fastib.gaussian_kl(a, b, reduction="none"), (a, b)),
+        (fastib.gaussian_kl(a, b, c, d, reduction="none"), (a, b, c, d)),
+        (fastib.reparameterize_with_kl(a, b, reduction="none")[1], (a, b)),
+        (fastib.information_dropout(a, b, reduction="none")[1], (b,)),
+        (fastib.information_dropout(a, b, prior="log_normal", prior_mean=0.0, prior_log_std=0.0)[1], (a, b)),
+    ):
+        for gradient in torch.autograd.grad(kl, leaves, nan.expand_as(kl)):
+            assert gradient.isnan().all()
+    z, kl = fastib.information_dropout(a, b, prior="log_normal", prior_mean=nan, prior_log_std=torch.tensor(0.0))
+    assert torch.autograd.grad((z, kl), a, (torch.ones_like(z), torch.ones_like(kl)))[0].isnan().all()
+
+
+@pytest.mark.parametrize("n", [2**21, 2**21 + 5])
+def test_results_beyond_the_caches_are_those_of_their_parts(kernels: str, n: int) -> None:
+    """Kernels may write long results in another way; what they write is the same."""
+    mu, logvar, noise, grad = (torch.randn(n) for _ in range(4))
+
+    def run(part: slice) -> tuple[torch.Tensor, ...]:
+        leaves = mu[part].requires_grad_(), logvar[part].requires_grad_()
+        z, kl = fastib.reparameterize_with_kl(*leaves, noise=noise[part], reduction="none")
+        alone = fastib.reparameterize(*leaves, noise=noise[part])
+        return (
+            z,
+            alone,
+            *torch.autograd.grad((z, kl), leaves, (grad[part], grad[part])),
+            *torch.autograd.grad(alone, leaves, grad[part]),
+        )
+
+    parts = [run(slice(i, i + 2**19)) for i in range(0, n, 2**19)]
+    for whole, pieces in zip(run(slice(None)), zip(*parts, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(pieces))

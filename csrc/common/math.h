@@ -138,7 +138,10 @@ template <class V>
 FASTIB_INLINE Exp<V> exponential(V x) {
   using S = Scalar<V>;
   using K = Constants<S>;
-  if (any_beyond<V>(x, K::exp_easy)) return exponential_of_extremes(x);
+  if (any_beyond<V>(x, K::exp_easy)) [[unlikely]] {
+    const Exp<V> e = exponential_of_extremes(x);
+    return {e.value, e.minus_1, e.minus_1_minus_x};  // one by one: else GCC keeps those below in memory too
+  }
   const ReducedExp<V> e = reduced_exponential(x);
   const V scale = power_of_two<V>(as_int(e.shifted));  // the shift by the mantissa's width leaves n alone
   const V minus_1 = fma<V>(scale, e.r_minus_1, scale - S(1));

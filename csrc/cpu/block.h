@@ -55,11 +55,43 @@ static const T* read(const Operand& x, int64_t begin, int64_t n, T* buffer) {
   return buffer;
 }
 
+// The gradient of a loss at i, times `scale`. It is the one tensor that kernels for 16 bits read as float, so that a
+// NaN in it may have bits that round_to_bfloat16 would carry into others.
+template <class T, class V>
+FASTIB_INLINE V loss_gradient(const Scalar<V>* grad, int64_t i, double scale) {
+  const V g = load<V>(grad + i) * Scalar<V>(scale);
+  if constexpr (sizeof(T) == 2) return g == g ? g : splat<V>(Scalar<V>(NAN));
+  else return g;
+}
+
 // Where to compute elements [begin, begin + n) of x; `write` then takes them there. Those of a null operand, an output
 // that nobody wants, stay in the buffer.
 template <class T>
 static T* target(const Operand& x, int64_t begin, int64_t n, T* buffer) {
   return x && in_place<T>(x, n) ? reinterpret_cast<T*>(x.data) + begin : buffer;
+}
+
+// The same for an output that the kernel only stores to. One that the caches could not keep is written past them,
+// without first reading the lines that it overwrites, where a vector is a whole line: in halves of lines it costs time
+// instead.
+template <class T>
+struct Target {
+  T* values;
+  bool streamed;
+
+  Target(const Operand& x, int64_t begin, int64_t n, T* buffer) : values(target<T>(x, begin, n, buffer)) {
+    constexpr bool whole_lines = kVectorBytes == 64 && std::is_same_v<T, Compute<T>>;
+    streamed = whole_lines && values != buffer && x.dims == 1 && x.sizes[0] * int64_t(sizeof(T)) >= kStreamedBytes &&
+               reinterpret_cast<uintptr_t>(values) % kVectorBytes == 0;
+  }
+};
+
+template <class V, class T>
+FASTIB_INLINE void store(const Target<T>& to, int64_t i, V v) {
+#if FASTIB_VECTOR_BYTES == 64
+  if (to.streamed) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to.values + i), (__m512i)v);
+#endif
+  store(to.values + i, v);
 }
 
 template <class T>

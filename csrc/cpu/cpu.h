@@ -25,6 +25,7 @@ namespace fastib {
 // of threads.
 constexpr int64_t kBlock = 512, kChunk = 16 * kBlock;
 constexpr int kMaxDims = 64;
+constexpr int64_t kStreamedBytes = 8 << 20;  // of an output that is written past the caches
 
 // A tensor of any strides, read or written by logical element index. Adjacent dimensions are merged. Its dtype is the
 // kernel's to know: Python has checked that tensors which belong together share it.
@@ -124,10 +125,18 @@ inline void check_reduction_with_noise(int64_t kind) {
                   "fastib: noise with a reduction over the first dimension");
 }
 
+// Stores past the caches are in no order with others, until here.
+inline void finish_streams() {
+#ifdef __x86_64__
+  _mm_sfence();
+#endif
+}
+
 template <class Kernel, class Arguments>
 void run_chunks(Kernel* kernel, const Arguments& arguments, int64_t chunks) {
   torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) kernel(arguments, chunk);
+    finish_streams();
   });
 }
 

@@ -180,15 +180,15 @@ static void backward_standard(const GaussianKlBackwardArguments& a, int64_t chun
   for_each_block(chunk, a.numel, [&](int64_t begin, int64_t n) {
     const GaussianKlBlock<T> in = read_inputs(a.in, begin, n, buffers);
     const S* grad = read_gradient(a, in, begin, n, grad_buffer.values);
-    T* d_mu = target<T>(a.d_mu, begin, n, d_mu_buffer);
-    T* d_logvar = target<T>(a.d_logvar, begin, n, d_logvar_buffer);
+    const Target<T> d_mu(a.d_mu, begin, n, d_mu_buffer);
+    const Target<T> d_logvar(a.d_logvar, begin, n, d_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
-      const V g = load<V>(grad + i) * S(a.scale);
-      store(d_mu + i, g * load<V>(in.mu + i));
-      store(d_logvar + i, g * (S(0.5) * exponential<V>(load<V>(in.logvar + i)).minus_1));
+      const V g = loss_gradient<T, V>(grad, i, a.scale);
+      store(d_mu, i, g * load<V>(in.mu + i));
+      store(d_logvar, i, g * (S(0.5) * exponential<V>(load<V>(in.logvar + i)).minus_1));
     }
-    write<T>(a.d_mu, begin, n, d_mu);
-    write<T>(a.d_logvar, begin, n, d_logvar);
+    write<T>(a.d_mu, begin, n, d_mu.values);
+    write<T>(a.d_logvar, begin, n, d_logvar.values);
   });
 }
 
@@ -218,7 +218,7 @@ static void backward(const GaussianKlBackwardArguments& a, int64_t chunk) {
     const S* grad = read_gradient(a, in, begin, n, grad_buffer.values);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const KlBetween<V> d = kl_between_at<V>(in, i);
-      const V g = load<V>(grad + i) * S(a.scale);
+      const V g = loss_gradient<T, V>(grad, i, a.scale);
       store(d_mu + i, g * d.d_mu);
       store(d_logvar + i, g * d.d_logvar);
       store(d_prior_mu + i, -g * d.d_mu);

@@ -37,12 +37,14 @@ namespace fastib {
 static double scalar_value(const MaybeTensor& t) {
   if (!t) return 0;
   const void* p = t->const_data_ptr();
+  double value;
   switch (t->scalar_type()) {
-    case ScalarType::Float: return *static_cast<const float*>(p);
-    case ScalarType::Half: return *static_cast<const torch::headeronly::Half*>(p);
-    case ScalarType::BFloat16: return *static_cast<const torch::headeronly::BFloat16*>(p);
-    default: return *static_cast<const double*>(p);
+    case ScalarType::Float: value = *static_cast<const float*>(p); break;
+    case ScalarType::Half: value = *static_cast<const torch::headeronly::Half*>(p); break;
+    case ScalarType::BFloat16: value = *static_cast<const torch::headeronly::BFloat16*>(p); break;
+    default: value = *static_cast<const double*>(p);
   }
+  return value == value ? value : NAN;  // the usual one: see round_to_bfloat16
 }
 
 static InformationDropoutOptions options(const MaybeTensor& prior_mean, const MaybeTensor& prior_log_std,
@@ -123,18 +125,18 @@ static void forward(const InformationDropoutArguments& a, int64_t chunk) {
     const T* xs = read<T>(a.x, begin, n, x_buffer);
     const T* log_stds = read<T>(a.log_std, begin, n, log_std_buffer);
     const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
-    T* z = target<T>(a.z, begin, n, z_buffer);
+    const Target<T> z(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V x = load<V>(xs + i), log_std = load<V>(log_stds + i);
       const V std = exponential<V>(log_std).value;
-      store(z + i, dropout_sample<V>(x, dropout_noise<V>(std, load<V>(noise + i), S(o.shift))));
+      store(z, i, dropout_sample<V>(x, dropout_noise<V>(std, load<V>(noise + i), S(o.shift))));
       V loss;
       if (o.log_normal)
         loss = dropout_kl_log_normal<V>(x, log_std, std, S(o.prior_mean), S(o.prior_log_std), inverse, S(o.shift)).kl;
       else loss = o.mask_zero ? (x > S(0) ? -log_std : V{}) : -log_std;
       store(kl + i, loss);
     }
-    write<T>(a.z, begin, n, z);
+    write<T>(a.z, begin, n, z.values);
     return kl;
   });
 }
@@ -155,11 +157,11 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
     const T* xs = read<T>(a.x, begin, n, x_buffer);
     const T* log_stds = read<T>(a.log_std, begin, n, log_std_buffer);
     const S* noise = a.grad_z ? noise_block<T>(a.noise, a.rng, begin, n, noise_buffer) : nullptr;
-    T* d_x = target<T>(a.d_x, begin, n, d_x_buffer);
-    T* d_log_std = target<T>(a.d_log_std, begin, n, d_log_std_buffer);
+    const Target<T> d_x(a.d_x, begin, n, d_x_buffer);
+    const Target<T> d_log_std(a.d_log_std, begin, n, d_log_std_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V x = load<V>(xs + i), log_std = load<V>(log_stds + i), std = exponential<V>(log_std).value;
-      const V gk = load<V>(grad_kl + i) * S(a.scale);
+      const V gk = loss_gradient<T, V>(grad_kl, i, a.scale);
       V by_x{}, by_log_std{};
       if (a.grad_z) {  // where the KL alone is used, the noise may overflow
         const V normal = load<V>(noise + i), eps = dropout_noise<V>(std, normal, S(o.shift));
@@ -180,15 +182,15 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
       } else {
         by_log_std -= o.mask_zero ? (x > S(0) ? gk : V{}) : gk;
       }
-      store(d_x + i, by_x);
-      store(d_log_std + i, by_log_std);
+      store(d_x, i, by_x);
+      store(d_log_std, i, by_log_std);
     }
     if (o.log_normal && a.grad_kl) {
       d_mean += double(sum<S>(mean_terms, n));
       d_prior_log_std += double(sum<S>(log_std_terms, n));
     }
-    write<T>(a.d_x, begin, n, d_x);
-    write<T>(a.d_log_std, begin, n, d_log_std);
+    write<T>(a.d_x, begin, n, d_x.values);
+    write<T>(a.d_log_std, begin, n, d_log_std.values);
   });
   a.d_prior[2 * chunk] = d_mean;
   a.d_prior[2 * chunk + 1] = d_prior_log_std;

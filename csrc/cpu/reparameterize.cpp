@@ -58,12 +58,12 @@ static void forward(const ReparameterizeArguments& a, int64_t chunk) {
     const T* mu = read<T>(a.mu, begin, n, mu_buffer);
     const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
     const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
-    T* z = target<T>(a.z, begin, n, z_buffer);
+    const Target<T> z(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V std = exponential<V>(load<V>(logvar + i) * S(0.5)).value;
-      store(z + i, fma<V>(std, load<V>(noise + i), load<V>(mu + i)));
+      store(z, i, fma<V>(std, load<V>(noise + i), load<V>(mu + i)));
     }
-    write<T>(a.z, begin, n, z);
+    write<T>(a.z, begin, n, z.values);
   });
 }
 
@@ -77,12 +77,12 @@ static void backward(const ReparameterizeBackwardArguments& a, int64_t chunk) {
     const T* grad = read<T>(a.grad_z, begin, n, grad_buffer);
     const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
     const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
-    T* d_logvar = target<T>(a.d_logvar, begin, n, d_buffer);
+    const Target<T> d_logvar(a.d_logvar, begin, n, d_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V std = exponential<V>(load<V>(logvar + i) * S(0.5)).value;
-      store(d_logvar + i, load<V>(grad + i) * (S(0.5) * std * load<V>(noise + i)));
+      store(d_logvar, i, load<V>(grad + i) * (S(0.5) * std * load<V>(noise + i)));
     }
-    write<T>(a.d_logvar, begin, n, d_logvar);
+    write<T>(a.d_logvar, begin, n, d_logvar.values);
   });
 }
 

@@ -68,14 +68,14 @@ static void forward(const ReparameterizeWithKlArguments& a, int64_t chunk) {
     const T* mu = read<T>(a.mu, begin, n, mu_buffer);
     const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
     const S* noise = noise_block<T>(a.noise, a.rng, begin, n, noise_buffer);
-    T* z = target<T>(a.z, begin, n, z_buffer);
+    const Target<T> z(a.z, begin, n, z_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const V m = load<V>(mu + i);
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
-      store(z + i, fma<V>(half.value, load<V>(noise + i), m));
+      store(z, i, fma<V>(half.value, load<V>(noise + i), m));
       store(kl + i, kl_standard<V>(m, expm1_minus_logvar<V>(half)));
     }
-    write<T>(a.z, begin, n, z);
+    write<T>(a.z, begin, n, z.values);
     return kl;
   });
 }
@@ -93,20 +93,20 @@ static void backward(const ReparameterizeWithKlBackwardArguments& a, int64_t chu
     const T* logvar = read<T>(a.logvar, begin, n, logvar_buffer);
     const bool noisy = a.grad_z && a.d_logvar;  // the KL has no noise, nor has the gradient by mu
     const S* noise = noisy ? noise_block<T>(a.noise, a.rng, begin, n, noise_buffer) : nullptr;
-    T* d_mu = target<T>(a.d_mu, begin, n, d_mu_buffer);
-    T* d_logvar = target<T>(a.d_logvar, begin, n, d_logvar_buffer);
+    const Target<T> d_mu(a.d_mu, begin, n, d_mu_buffer);
+    const Target<T> d_logvar(a.d_logvar, begin, n, d_logvar_buffer);
     for (int64_t i = 0; i < n; i += kLanes<S>) {
       const Exp<V> half = exponential<V>(load<V>(logvar + i) * S(0.5));
-      const V gz = load<V>(grad_z + i), gk = load<V>(grad_kl + i) * S(a.scale);
-      store(d_mu + i, a.grad_kl ? fma<V>(gk, load<V>(mu + i), gz) : gz);  // mu may be infinite
+      const V gz = load<V>(grad_z + i), gk = loss_gradient<T, V>(grad_kl, i, a.scale);
+      store(d_mu, i, a.grad_kl ? fma<V>(gk, load<V>(mu + i), gz) : gz);  // mu may be infinite
       V by_logvar{};
       if (noisy) by_logvar = gz * (half.value * load<V>(noise + i));
       if (a.grad_kl)
         by_logvar = fma<V>(gk, expm1_logvar<V>(half), by_logvar);  // where z alone is used, e^logvar may overflow
-      store(d_logvar + i, S(0.5) * by_logvar);
+      store(d_logvar, i, S(0.5) * by_logvar);
     }
-    write<T>(a.d_mu, begin, n, d_mu);
-    write<T>(a.d_logvar, begin, n, d_logvar);
+    write<T>(a.d_mu, begin, n, d_mu.values);
+    write<T>(a.d_logvar, begin, n, d_logvar.values);
   });
 }
 

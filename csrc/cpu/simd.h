@@ -64,17 +64,12 @@ FASTIB_INLINE V load(const T* p) {
   return v;
 }
 
-// To the nearest bfloat16, ties to even, in the high halves: the low ones are to be dropped. A NaN stays one.
+// To the nearest bfloat16, ties to even, in the high halves: the low ones are to be dropped. A NaN stays one whose low
+// half is 0, as in all that come from 16 bits or from an operation on numbers. What is subtracted is -0x7fff, or
+// -0x8000 where the high half is odd: so written, AVX-512 has one instruction for all but the shift and the difference.
 FASTIB_INLINE Vec<uint32_t> round_to_bfloat16(Vec<float> v) {
   const auto bits = (Vec<uint32_t>)v;
-#if FASTIB_VECTOR_BYTES == 64  // conditions live in mask registers, and cost nothing where an instruction takes one
-  const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), nan = _mm512_set1_epi32(-1);
-  const __mmask16 odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x10000));
-  const __m512i down = _mm512_add_epi32((__m512i)bits, half), up = _mm512_mask_add_epi32(down, odd, down, one);
-  return (Vec<uint32_t>)_mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q), nan);
-#else
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) | (Vec<uint32_t>)(v != v);
-#endif
+  return bits - ((~(bits >> 16) & 1u) | 0xffff8000u);
 }
 
 template <class V, class T>
@@ -173,21 +168,23 @@ struct Rounded {
   V whole, rest;
 };
 
-#if FASTIB_VECTOR_BYTES == 64  // which has instructions for it, and for the factor 2^whole, underflow and NaN included
+// AVX-512 has instructions for it, and for the factor 2^whole, underflow and NaN included. Their forms with a full mask
+// are the plain ones without GCC's warning of an uninitialised value in its own header.
+#if FASTIB_VECTOR_BYTES == 64
 
 template <class V>
 FASTIB_INLINE Rounded<V> round_to_integer(V x) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   V whole;
-  if constexpr (sizeof(Scalar<V>) == 4) whole = (V)_mm512_roundscale_ps((__m512)x, nearest);
-  else whole = (V)_mm512_roundscale_pd((__m512d)x, nearest);
+  if constexpr (sizeof(Scalar<V>) == 4) whole = (V)_mm512_maskz_roundscale_ps(__mmask16(~0), (__m512)x, nearest);
+  else whole = (V)_mm512_maskz_roundscale_pd(__mmask8(~0), (__m512d)x, nearest);
   return {whole, x - whole};
 }
 
 template <class V>
 FASTIB_INLINE V times_power_of_two(V p, const Rounded<V>& r) {
-  if constexpr (sizeof(Scalar<V>) == 4) return (V)_mm512_scalef_ps((__m512)p, (__m512)r.whole);
-  else return (V)_mm512_scalef_pd((__m512d)p, (__m512d)r.whole);
+  if constexpr (sizeof(Scalar<V>) == 4) return (V)_mm512_maskz_scalef_ps(__mmask16(~0), (__m512)p, (__m512)r.whole);
+  else return (V)_mm512_maskz_scalef_pd(__mmask8(~0), (__m512d)p, (__m512d)r.whole);
 }
 
 #else
