@@ -163,6 +163,24 @@ def test_separated(kernels: str, batch: int, dims: int) -> None:
     _check(in_batch, (ln_b, (dims - 1) * ln_b, kl - dims * ln_b), atol=1e-2)
 
 
+@pytest.mark.parametrize("logvar", [-24.0, -20.0, -17.0])
+@pytest.mark.parametrize("estimator", ["mss", "mws", "in_batch"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_terms_at_their_limits_have_no_gradient(
+    kernels: str, dtype: torch.dtype, estimator: str, logvar: float
+) -> None:
+    """Where each point has only its own component, exactly: a remainder would be multiplied by 1 / sigma."""
+    means = torch.arange(60.0)[:, None] * torch.tensor([1.0, -2.0, 0.25])
+    z = (means + math.exp(logvar / 2) * torch.randn(60, 3)).to(dtype).requires_grad_()
+    mu, log_var = means.to(dtype).requires_grad_(), torch.full((60, 3), logvar, dtype=dtype).requires_grad_()
+    terms = fastib.elbo_decomposition(z, mu, log_var, N, estimator=estimator)
+    leaves = z, mu, log_var
+    for loss in (terms.mutual_information, terms.total_correlation, 0.3 * terms[0] + 6 * terms[1]):
+        for gradient in torch.autograd.grad(loss, leaves, retain_graph=True):
+            assert (gradient == 0).all()
+    assert (torch.autograd.grad(terms.dimension_wise_kl, z)[0] != 0).any()
+
+
 def _hash_code(dims: int) -> tuple[Tensor, Tensor]:
     """One corner of a cube for each of 2**dims samples, as tight as can be."""
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * dims)

@@ -74,7 +74,9 @@ static void forward(const AggregatePosteriorArguments& a, int64_t chunk) {
 }
 
 template <class S>
-FASTIB_INLINE void gradients_of_row(const AggregatePosteriorBackwardArguments& a, int64_t row, S& joint, S* marginals) {
+FASTIB_INLINE void gradients_of_row(const AggregatePosteriorBackwardArguments& a, int64_t row, S& joint, S& relative,
+                                    S* marginals) {
+  relative = 0;
   joint = a.grad_log_qz ? a.grad_log_qz.at<S>(row) : S(0);
   for (int64_t d = 0; d < a.mixture->dims; ++d)
     marginals[d] = a.grad_log_qz_marginals ? a.grad_log_qz_marginals.at<S>(row, d) : S(0);
@@ -83,15 +85,17 @@ FASTIB_INLINE void gradients_of_row(const AggregatePosteriorBackwardArguments& a
 template <class T>
 static void backward(const AggregatePosteriorBackwardArguments& a, int64_t task) {
   using S = Compute<T>;
-  mixture_backward<T>(*a.mixture, *a.partial, a.saved.data, task,
-                      [&](int64_t row, S& joint, S* marginals) { gradients_of_row(a, row, joint, marginals); });
+  mixture_backward<T>(
+      *a.mixture, *a.partial, a.saved.data, task,
+      [&](int64_t row, S& joint, S& relative, S* marginals) { gradients_of_row(a, row, joint, relative, marginals); });
 }
 
 template <class T>
 static void backward_far(const AggregatePosteriorBackwardArguments& a, int64_t group) {
   using S = Compute<T>;
-  far_backward<T>(*a.mixture, *a.partial, a.saved.data, group,
-                  [&](int64_t row, S& joint, S* marginals) { gradients_of_row(a, row, joint, marginals); });
+  far_backward<T>(*a.mixture, *a.partial, a.saved.data, group, [&](int64_t row, S& joint, S& relative, S* marginals) {
+    gradients_of_row(a, row, joint, relative, marginals);
+  });
 }
 
 template <class T>
@@ -101,7 +105,7 @@ static void write_rows(const AggregatePosteriorBackwardArguments& a, int64_t chu
 
 template <class T>
 static void write_columns(const AggregatePosteriorBackwardArguments& a, int64_t chunk) {
-  finish_columns<T>(*a.mixture, *a.partial, a.d_mu, a.d_logvar, chunk, [](int64_t, int64_t, double&, double&) {});
+  finish_columns<T>(*a.mixture, *a.partial, a.d_mu, a.d_logvar, chunk);
 }
 
 #endif

@@ -147,58 +147,42 @@ FASTIB_INLINE TermGradients gradients_of_terms(const ElboDecompositionBackwardAr
 }
 
 template <class S>
-FASTIB_INLINE void gradients_of_row(const ElboDecompositionBackwardArguments& a, int64_t row, S& joint, S* marginals) {
+FASTIB_INLINE void gradients_of_row(const ElboDecompositionBackwardArguments& a, int64_t row, S& joint, S& relative,
+                                    S* marginals) {
   const TermGradients g = gradients_of_terms<S>(a, row);
-  joint = S(g.tc - g.mi);
+  joint = S(g.tc);
+  relative = S(g.mi);
   std::fill_n(marginals, a.mixture->dims, S(g.kl - g.tc));
 }
 
 template <class T>
 static void backward(const ElboDecompositionBackwardArguments& a, int64_t task) {
   using S = Compute<T>;
-  mixture_backward<T>(*a.mixture, *a.partial, a.saved.data, task,
-                      [&](int64_t row, S& joint, S* marginals) { gradients_of_row(a, row, joint, marginals); });
+  mixture_backward<T>(
+      *a.mixture, *a.partial, a.saved.data, task,
+      [&](int64_t row, S& joint, S& relative, S* marginals) { gradients_of_row(a, row, joint, relative, marginals); });
 }
 
 template <class T>
 static void backward_far(const ElboDecompositionBackwardArguments& a, int64_t group) {
   using S = Compute<T>;
-  far_backward<T>(*a.mixture, *a.partial, a.saved.data, group,
-                  [&](int64_t row, S& joint, S* marginals) { gradients_of_row(a, row, joint, marginals); });
+  far_backward<T>(*a.mixture, *a.partial, a.saved.data, group, [&](int64_t row, S& joint, S& relative, S* marginals) {
+    gradients_of_row(a, row, joint, relative, marginals);
+  });
 }
 
-// v and v sqrt(log2(e)/2) exp(-l/2) of a point under its own component.
-template <class T>
-FASTIB_INLINE std::pair<double, double> own_deviation(const Mixture& m, int64_t row, int64_t d) {
-  using S = Compute<T>;
-  const Tile<S> tile(m, row / kLanes<S>);
-  const double precision = double(tile.precision(d)[row % kLanes<S>]);
-  const double v = (double(S(m.z.at<T>(row, d))) - double(tile.mu(d)[row % kLanes<S>])) * precision;
-  return {v, v * precision};
-}
-
-// What log q(z|x) and log p(z) add.
 template <class T>
 static void write_rows(const ElboDecompositionBackwardArguments& a, int64_t chunk) {
   using S = Compute<T>;
   const Mixture& m = *a.mixture;
   finish_rows<T>(m, *a.partial, a.d_z, chunk, [&](int64_t row, int64_t d, double sum) {
-    const TermGradients g = gradients_of_terms<S>(a, row);
-    return sum - g.mi * 2 * kLn2 * own_deviation<T>(m, row, d).second + g.kl * double(S(m.z.at<T>(row, d)));
+    return sum + gradients_of_terms<S>(a, row).kl * double(S(m.z.at<T>(row, d)));  // by log p(z)
   });
 }
 
 template <class T>
 static void write_columns(const ElboDecompositionBackwardArguments& a, int64_t chunk) {
-  using S = Compute<T>;
-  const Mixture& m = *a.mixture;
-  finish_columns<T>(m, *a.partial, a.d_mu, a.d_logvar, chunk,
-                    [&](int64_t j, int64_t d, double& by_mean, double& by_logvar) {
-                      const double mi = gradients_of_terms<S>(a, j).mi;
-                      const auto [v, scaled] = own_deviation<T>(m, j, d);
-                      by_mean += mi * 2 * kLn2 * scaled;
-                      by_logvar += mi * (kLn2 * v * v - 0.5);
-                    });
+  finish_columns<T>(*a.mixture, *a.partial, a.d_mu, a.d_logvar, chunk);
 }
 
 #endif

@@ -1,11 +1,12 @@
 // The backward pass over a mixture. It follows mixture_forward.h, whose sums it takes and whose far points it sums
 // again.
 
-// What one point's gradients multiply: grads by log q(z) and by log q(z_d), over the sums of the forward pass.
+// What the gradients of a block of points are made of: those of the loss by log q(z), by log q(z|x) - log q(z) and by
+// log q(z_d); the sums of the forward pass; and the quotients, for pairs whose density is all that matters.
 template <class S>
 struct RowGradients {
-  S joint[kRows], joint_max[kRows];
-  S* marginals;  // [dims, kRows]
+  S joint[kRows], relative[kRows], joint_max[kRows], joint_sum[kRows], joint_quotient[kRows];
+  S *marginals, *marginal_sums, *marginal_quotients;  // [dims, kRows]
 };
 
 template <class S>
@@ -14,7 +15,9 @@ struct TileBuffers {
 };
 
 // Adds the gradients of one tile. d_columns is [dims, 2] vectors: the sum of c v, and that of c (u^2 - 1) / 2, where
-// c = d loss / d log-density of the pair in dimension d.
+// c = d loss / d log-density of the pair in dimension d. Where a row's own component may be in the tile, a density is
+// divided by its sum before anything else: a component that is all of a sum then has a share of exactly 1, and
+// gradients that cancel leave nothing.
 template <class S, Weights mode>
 static void backward_tile(const Tile<S>& tile, const S* z, const RowGradients<S>& g, const PairWeights<S>* w,
                           const TileBuffers<S>& buffers, S* d_columns) {
@@ -23,20 +26,27 @@ static void backward_tile(const Tile<S>& tile, const S* z, const RowGradients<S>
   find_exponents(tile, z, 0, tile.dims, joint, buffers.densities, buffers.deviations);
   for (int64_t k = 0; k < tile.dims * kRows; k += kRows) {
     for (int r = 0; r < kRows; ++r) {
-      const V density = fast_exp2<V>(buffers.densities[k + r]);
-      buffers.densities[k + r] = mode == Weights::equal ? density : density * w->weight[r];
+      V& density = buffers.densities[k + r];
+      density = fast_exp2<V>(density);
+      if constexpr (mode != Weights::equal) density = density * w->weight[r] / g.marginal_sums[k + r];
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    joint[r] = fast_exp2<V>(joint_exponent<S, mode>(tile, joint[r], w, r) - g.joint_max[r]) * g.joint[r];
-    if constexpr (mode == Weights::own) joint[r] *= w->weight[r];
+    const V density = fast_exp2<V>(joint_exponent<S, mode>(tile, joint[r], w, r) - g.joint_max[r]);
+    if constexpr (mode == Weights::equal) {
+      joint[r] = density * g.joint_quotient[r];
+    } else {
+      const V share = (mode == Weights::own ? density * w->weight[r] : density) / g.joint_sum[r];
+      joint[r] = fma<V>(w->is_own[r] - share, g.relative[r], share * g.joint[r]);
+    }
   }
+  const S* by_density = mode == Weights::equal ? g.marginal_quotients : g.marginals;
   for (int64_t d = 0; d < tile.dims; ++d) {
     const V precision = load<V>(tile.precision(d));
     V by_mean{}, by_square{}, total{};
     for (int r = 0; r < kRows; ++r) {
       const int64_t k = d * kRows + r;
-      const V c = fma<V>(buffers.densities[k], g.marginals[k], joint[r]), v = buffers.deviations[k], cv = c * v;
+      const V c = fma<V>(buffers.densities[k], by_density[k], joint[r]), v = buffers.deviations[k], cv = c * v;
       buffers.d_z[k] = fma<V>(cv, precision, buffers.d_z[k]);
       by_mean += cv;
       by_square = fma<V>(cv, v, by_square);
@@ -64,7 +74,7 @@ FASTIB_INLINE int64_t first_tile_of(const Mixture& m, const PartialGradients& p,
   return block * tiles_of<S>(m) / p.blocks;
 }
 
-// The gradients of a block of points over their sums; 0 where a point is repeated, or its sum was taken apart.
+// 0 where a point is repeated, or its sum was taken apart.
 template <class S, class Coefficients>
 static void read_gradients(RowGradients<S>& g, const Mixture& m, const Points<S>& p, const void* saved_data,
                            Coefficients coefficients) {
@@ -72,12 +82,19 @@ static void read_gradients(RowGradients<S>& g, const Mixture& m, const Points<S>
   for (int r = 0; r < kRows; ++r) {
     const int64_t row = p.row(r);
     const S* saved = static_cast<const S*>(saved_data) + row * m.saved_columns();
-    S joint = 0;
-    coefficients(row, joint, of_row.data());
-    const auto quotient = [&](S gradient, S sum) { return r >= p.count || sum == S(0) ? S(0) : gradient / sum; };
+    const bool none = r >= p.count || saved[1] == S(0);
+    coefficients(row, g.joint[r], g.relative[r], of_row.data());
+    if (none) g.joint[r] = g.relative[r] = 0;
     g.joint_max[r] = saved[0];
-    g.joint[r] = quotient(joint, saved[1]);
-    for (int64_t d = 0; d < m.dims; ++d) g.marginals[d * kRows + r] = quotient(of_row[size_t(d)], saved[2 + d]);
+    g.joint_sum[r] = none ? S(1) : saved[1];
+    g.joint_quotient[r] = (g.joint[r] - g.relative[r]) / g.joint_sum[r];
+    for (int64_t d = 0; d < m.dims; ++d) {
+      const int64_t k = d * kRows + r;
+      const bool absent = r >= p.count || saved[2 + d] == S(0);
+      g.marginals[k] = absent ? S(0) : of_row[size_t(d)];
+      g.marginal_sums[k] = absent ? S(1) : saved[2 + d];
+      g.marginal_quotients[k] = g.marginals[k] / g.marginal_sums[k];
+    }
   }
 }
 
@@ -116,8 +133,8 @@ static void add_gradients_of_tile(const Mixture& m, const Points<S>& p, int64_t 
 
 constexpr int64_t kBlocksPerSum = 64;  // of points, whose gradients of components are summed in S
 
-// One task: a group of rows against a block of components. coefficients(row, joint, marginals) gives the gradients of
-// the loss by log q(z) and by log q(z_d).
+// One task: a group of rows against a block of components. coefficients(row, joint, relative, marginals) gives the
+// gradients of the loss that RowGradients has.
 template <class T, class Coefficients>
 static void mixture_backward(const Mixture& m, const PartialGradients& out, const void* saved_data, int64_t task,
                              Coefficients coefficients) {
@@ -128,10 +145,12 @@ static void mixture_backward(const Mixture& m, const PartialGradients& out, cons
   const int64_t first_tile = first_tile_of<S>(m, out, block), end_tile = first_tile_of<S>(m, out, block + 1);
   const Scratch memory(3 * width * int64_t(sizeof(V)));
   const TileBuffers<S> buffers{memory.as<V>(), memory.as<V>() + width, memory.as<V>() + 2 * width};
-  std::vector<S> z(static_cast<size_t>(width)), marginals(static_cast<size_t>(width));
+  std::vector<S> z(static_cast<size_t>(width)), marginals(static_cast<size_t>(3 * width));
   std::vector<double> d_z(static_cast<size_t>(width));
   RowGradients<S> g;
   g.marginals = marginals.data();
+  g.marginal_sums = g.marginals + width;
+  g.marginal_quotients = g.marginal_sums + width;
   const int64_t tile_size = 2 * m.dims * kLanes<S>;
   LongSums<S> columns((end_tile - first_tile) * tile_size);
   for (int64_t first = begin; first < end; first += kRows) {
@@ -152,41 +171,57 @@ static void mixture_backward(const Mixture& m, const PartialGradients& out, cons
   std::copy_n(columns.totals, columns.count, partial_column<S>(m, out, group, first_tile));
 }
 
-// The marginals that the forward pass summed apart: one task for each group of rows, after all of the tasks above.
+// The gradients by one marginal that the forward pass summed apart. `columns` is as in backward_tile, for all tiles.
+template <class S>
+static double add_far_gradients(const Mixture& m, int64_t row, int64_t d, S z, S gradient, double largest, S* columns) {
+  using V = Vec<S>;
+  const RunningSum<S> total = far_sum<S>(m, row, d, z, largest);
+  if (total.sum == 0) return 0;
+  const S scale = S(double(gradient) / total.sum);
+  double d_z = 0;
+  columns += 2 * d * kLanes<S>;
+  for (int64_t i = 0; i < tiles_of<S>(m); ++i, columns += 2 * m.dims * kLanes<S>) {
+    const Tile<S> tile(m, i);
+    const V precision = load<V>(tile.precision(d));
+    const V v = scaled_deviation<V>(z, load<V>(tile.mu(d)), precision);
+    const V c = fast_exp2<V>(far_exponent<S>(m, row, d, z, i, largest) - splat<V>(total.max)) * scale;
+    const V cv = c == S(0) ? V{} : c * v;  // v may be infinite
+    d_z += double(fold_lanes<S>(cv * precision));
+    store(columns, load<V>(columns) + cv);
+    const V by_logvar = cv * v * S(kLn2) - c * S(0.5);
+    store(columns + kLanes<S>, load<V>(columns + kLanes<S>) + (c == S(0) ? V{} : by_logvar));
+  }
+  return d_z;
+}
+
+// The rows of one group that have such marginals: one task for each group, after all of the tasks above.
 template <class T, class Coefficients>
 static void far_backward(const Mixture& m, const PartialGradients& out, const void* saved_data, int64_t group,
                          Coefficients coefficients) {
   using S = Compute<T>;
-  using V = Vec<S>;
+  const auto sums_of = [&](int64_t row) { return static_cast<const S*>(saved_data) + row * m.saved_columns() + 2; };
+  std::vector<int64_t> rows;
+  for (int64_t row = out.first_row(m, group); row < out.first_row(m, group + 1); ++row)
+    if (std::find(sums_of(row), sums_of(row) + m.dims, S(0)) != sums_of(row) + m.dims) rows.push_back(row);
+  if (rows.empty()) return;
+  LongSums<S> columns(2 * m.dims * tiles_of<S>(m) * kLanes<S>);
   std::vector<S> of_row(size_t(m.dims));
-  for (int64_t row = out.first_row(m, group); row < out.first_row(m, group + 1); ++row) {
-    const S* saved = static_cast<const S*>(saved_data) + row * m.saved_columns();
-    if (std::find(saved + 2, saved + 2 + m.dims, S(0)) == saved + 2 + m.dims) continue;
-    S joint = 0;
-    coefficients(row, joint, of_row.data());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const int64_t row = rows[i];
+    S joint, relative;
+    coefficients(row, joint, relative, of_row.data());
     const double largest = largest_weight<S>(m, row);
     for (int64_t d = 0; d < m.dims; ++d) {
-      if (saved[2 + d] != S(0) || of_row[size_t(d)] == S(0)) continue;
-      const S z = S(m.z.at<T>(row, d));
-      const RunningSum<S> total = far_sum<S>(m, row, d, z, largest);
-      if (total.sum == 0) continue;
-      const S scale = S(double(of_row[size_t(d)]) / total.sum);
-      V d_z{};
-      for (int64_t i = 0; i < tiles_of<S>(m); ++i) {
-        const Tile<S> tile(m, i);
-        const V precision = load<V>(tile.precision(d));
-        const V v = scaled_deviation<V>(z, load<V>(tile.mu(d)), precision);
-        const V c = fast_exp2<V>(far_exponent<S>(m, row, d, z, i, largest) - splat<V>(total.max)) * scale;
-        const V cv = c == S(0) ? V{} : c * v;  // v may be infinite
-        d_z = fma<V>(cv, precision, d_z);
-        S* columns = partial_column<S>(m, out, group, i) + 2 * d * kLanes<S>;
-        store(columns, load<V>(columns) + cv);
-        const V by_logvar = cv * v * S(kLn2) - c * S(0.5);
-        store(columns + kLanes<S>, load<V>(columns + kLanes<S>) + (c == S(0) ? V{} : by_logvar));
-      }
-      partial_row<S>(m, out, 0, row)[d] += fold_lanes<S>(d_z);
+      const S gradient = of_row[size_t(d)];
+      if (sums_of(row)[d] == S(0) && gradient != S(0))
+        partial_row<S>(m, out, 0, row)[d] +=
+            S(add_far_gradients(m, row, d, S(m.z.at<T>(row, d)), gradient, largest, columns.sums));
     }
+    if (i % (kBlocksPerSum * kRows) == kBlocksPerSum * kRows - 1) columns.carry();
   }
+  columns.carry();
+  S* partial = partial_column<S>(m, out, group, 0);
+  for (int64_t i = 0; i < columns.count; ++i) partial[i] = S(double(partial[i]) + columns.totals[i]);
 }
 
 // The sums of the partial gradients. add(i, d, value) may add what does not come from the mixture.
@@ -203,9 +238,9 @@ static void finish_rows(const Mixture& m, const PartialGradients& in, const Matr
   }
 }
 
-template <class T, class Add>
+template <class T>
 static void finish_columns(const Mixture& m, const PartialGradients& in, const Matrix& d_mu, const Matrix& d_logvar,
-                           int64_t chunk, Add add) {
+                           int64_t chunk) {
   using S = Compute<T>;
   const int64_t begin = chunk * kComponentsPerChunk, end = std::min(begin + kComponentsPerChunk, m.components);
   for (int64_t j = begin; j < end; ++j) {
@@ -217,9 +252,7 @@ static void finish_columns(const Mixture& m, const PartialGradients& in, const M
         by_mean += double(columns[0]);
         by_logvar += double(columns[kLanes<S>]);
       }
-      by_mean *= 2 * kLn2 * double(Tile<S>(m, tile).precision(d)[lane]);
-      add(j, d, by_mean, by_logvar);
-      d_mu.at<T>(j, d) = T(S(by_mean));
+      d_mu.at<T>(j, d) = T(S(by_mean * 2 * kLn2 * double(Tile<S>(m, tile).precision(d)[lane])));
       d_logvar.at<T>(j, d) = T(S(by_logvar));
     }
   }

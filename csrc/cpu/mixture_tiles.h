@@ -113,41 +113,44 @@ static Points<S> read_points(const Mixture& m, int64_t first, int64_t end, S* z)
 
 // Weights.
 
-// What the pairs of a tile weigh: all 1; a row's own component otherwise than the others; each what its logarithm says.
+// What the pairs of a tile weigh: all 1; all 1 but a row's own component; each what its logarithm says.
 enum class Weights { equal, own, given };
 
 template <class S>
 struct PairWeights {
   Vec<S> weight[kRows], log2_weight[kRows];  // relative to Mixture::base; the logarithm only where given
+  Vec<S> is_own[kRows];                      // 1 for a row's own component, else 0
 };
 
 // log2 of the weights of a row in one tile, relative to Mixture::base or to `largest`.
 template <class S>
 FASTIB_INLINE Vec<S> log2_weights(const Mixture& m, int64_t row, int64_t tile, double largest) {
+  using V = Vec<S>;
   constexpr int lanes = kLanes<S>;
-  const int64_t first = tile * lanes;
-  S values[lanes];
-  for (int lane = 0; lane < lanes; ++lane) {
-    if (first + lane >= m.components) values[lane] = -S(INFINITY);
-    else if (m.log_weights)
-      values[lane] = canonical(S(double(m.log_weights.at<S>(row, first + lane)) * kLog2E - largest));
-    else values[lane] = S(first + lane == row + m.row_offset ? m.log2_own : m.log2_other);
+  const int64_t first = tile * lanes, own = row + m.row_offset - first;
+  V log2 = splat<V>(m.log_weights ? -S(INFINITY) : S(m.log2_other));
+  if (m.log_weights) {
+    const int64_t count = std::min<int64_t>(lanes, m.components - first);
+    for (int64_t lane = 0; lane < count; ++lane)
+      log2[lane] = canonical(S(double(m.log_weights.at<S>(row, first + lane)) * kLog2E - largest));
+  } else if (own >= 0 && own < lanes) {
+    log2[own] = S(m.log2_own);
   }
-  return load<Vec<S>>(values);
+  return log2;
 }
 
 template <class S>
 static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64_t tile, Weights mode) {
   using V = Vec<S>;
   for (int r = 0; r < kRows; ++r) {
-    const int64_t row = p.row(r);
+    const int64_t row = p.row(r), lane = row + m.row_offset - tile * kLanes<S>;
+    w.is_own[r] = V{};
+    if (lane >= 0 && lane < kLanes<S>) w.is_own[r][lane] = 1;
     if (mode == Weights::given) {
       w.log2_weight[r] = log2_weights<S>(m, row, tile, p.largest[r]);
       w.weight[r] = fast_exp2<V>(w.log2_weight[r]);
     } else {
-      const int64_t lane = row + m.row_offset - tile * kLanes<S>;
-      w.weight[r] = splat<V>(S(1));
-      if (lane >= 0 && lane < kLanes<S>) w.weight[r][lane] = S(m.own);
+      w.weight[r] = w.is_own[r] == S(0) ? splat<V>(S(1)) : splat<V>(S(m.own));
     }
   }
 }
@@ -155,7 +158,6 @@ static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64
 template <class S>
 FASTIB_INLINE Weights mode_of(const Mixture& m, const Points<S>& p, int64_t tile) {
   if (m.log_weights || m.by_logarithm) return Weights::given;
-  if (m.own == m.other) return Weights::equal;
   const int64_t first_own = p.first + m.row_offset, last_own = first_own + p.count - 1;
   const bool has_own = tile >= first_own / kLanes<S> && tile <= last_own / kLanes<S>;
   return has_own ? Weights::own : Weights::equal;
