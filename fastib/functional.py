@@ -345,7 +345,8 @@ def aggregate_posterior(
             "leave_one_out": 0 and 1/(N' - 1).
         dataset_size: N, the number of training samples. "mss" and "mws" need it.
         weights: (w_self, w_other) themselves, instead of an estimator.
-        log_weights: logarithms of arbitrary weights, [S, N'], instead of an estimator; -inf leaves a component out.
+        log_weights: logarithms of arbitrary weights, [S, N'], instead of an estimator: finite, or -inf to leave a
+            component out.
         row_offset: row i's own Gaussian is i + row_offset: for points that are a part of the batch.
 
     Returns:

@@ -37,7 +37,8 @@ struct Operand {
   Operand() = default;
   explicit Operand(const Tensor& t) {
     begin(t);
-    for (int64_t d = 0; d < t.dim(); ++d) push(t.size(d), t.stride(d));
+    const auto all_sizes = t.sizes(), all_strides = t.strides();
+    for (size_t d = 0; d < all_sizes.size(); ++d) push(all_sizes[d], all_strides[d]);
   }
   explicit Operand(const MaybeTensor& t) {
     if (t) *this = Operand(*t);
