@@ -1,8 +1,10 @@
 // The Python module fastib._C. Loading it registers the CPU kernels with PyTorch's dispatcher, through static
-// initialisers of the other files; what it exports itself is the choice of instruction set.
+// initialisers of the other files; what it exports itself is the choice of instruction set,
+// and what tests need.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "common/stable.h"
 #include "cpu/isa.h"
 
 namespace {
@@ -29,10 +31,18 @@ PyObject* use_isa(PyObject*, PyObject* argument) {
   Py_RETURN_NONE;
 }
 
+PyObject* poison_results(PyObject*, PyObject* argument) {
+  const int on = PyObject_IsTrue(argument);
+  if (on < 0) return nullptr;
+  fastib::poison_results = on != 0;
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"isa", isa, METH_NOARGS, "Name of the instruction set that the kernels run on."},
     {"supported_isas", supported_isas, METH_NOARGS, "Names that use_isa accepts here, slowest first."},
     {"use_isa", use_isa, METH_O, "Run the kernels on the named instruction set from now on."},
+    {"poison_results", poison_results, METH_O, "For tests: whether results are NaN until a kernel writes them."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

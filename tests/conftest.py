@@ -29,10 +29,14 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN, in C++ too, so that an element that a kernel forgets is seen."""
+    """What PyTorch or the kernels allocate is NaN at first, so that an element that a kernel forgets is seen."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
+    if _backends._cpu is not None:
+        _backends._cpu.poison_results(True)
     yield
+    if _backends._cpu is not None:
+        _backends._cpu.poison_results(False)
     torch.use_deterministic_algorithms(False)
 
 

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -36,6 +37,10 @@ inline Tensor prefer_huge_pages(Tensor t) {
 
 using IntArray = torch::headeronly::IntHeaderOnlyArrayRef;
 
+// For tests: results are NaN until a kernel writes them. PyTorch's own filling, of its deterministic mode, is the
+// dispatcher's, which empty_strided goes past.
+inline bool poison_results = false;
+
 // torch.empty_strided on the device of a tensor. By name, through the dispatcher, a small result costs three times
 // this.
 inline Tensor empty_strided(IntArray sizes, IntArray strides, ScalarType dtype, const Tensor& device_of) {
@@ -43,7 +48,9 @@ inline Tensor empty_strided(IntArray sizes, IntArray strides, ScalarType dtype, 
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), int32_t(dtype),
                                                   int32_t(device.type()), device.index(), &handle));
-  return Tensor(handle);
+  Tensor result(handle);
+  if (poison_results) std::memset(result.data_ptr(), 0xff, size_t(result.numel()) * result.element_size());
+  return result;
 }
 
 // torch.empty_like(t, dtype=dtype): keeps the strides of a dense tensor. The ABI's own has no dtype argument.
