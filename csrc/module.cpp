@@ -1,6 +1,6 @@
 // The Python module fastib._C. Loading it registers the CPU kernels with PyTorch's dispatcher, through static
-// initialisers of the other files; what it exports itself is the choice of instruction set,
-// and what tests need.
+// initialisers of the other files; what it exports itself is the choice of instruction set, and
+// what tests need.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

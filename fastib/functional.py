@@ -16,9 +16,9 @@ device. The backward pass draws it again instead of storing it. Under torch.comp
 
 Results of compiled kernels are the same bits on every run and for every number of threads. Non-finite inputs propagate
 as in the plain expression; by a density of 0 the estimators have a gradient of 0, where plain PyTorch has NaN. Wrong
-arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError
-for a wrong shape, device or value. Gradients are once differentiable, and a second derivative raises; those linear in
-the incoming gradient (of `log_variance_penalty`, and of `reparameterize` by mu) are differentiable again.
+arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError for a wrong shape, device or
+value. Gradients are once differentiable, and a second derivative raises; those linear in the incoming gradient (of
+`log_variance_penalty`, and of `reparameterize` by mu) are differentiable again.
 """
 
 from __future__ import annotations
