@@ -5,6 +5,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -138,6 +139,15 @@ void run_chunks(Kernel* kernel, const Arguments& arguments, int64_t chunks) {
   torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) kernel(arguments, chunk);
     finish_streams();
+  });
+}
+
+// For tasks of unequal length: a thread takes the next when it is done with one.
+template <class Task>
+void run_tasks(Task task, int64_t count) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min(count, int64_t(torch::stable::get_num_threads())), 1, [&](int64_t, int64_t) {
+    for (int64_t i = next++; i < count; i = next++) task(i);
   });
 }
 

@@ -48,23 +48,25 @@ void Mixture::choose_shifts() {
   }
 }
 
-PartialGradients::PartialGradients(const Mixture& m) : rows(0), columns(0) {
-  choose_tasks(m);
-  rows = Scratch(blocks * m.rows * m.dims * m.element_size());
-  columns = Scratch(groups * m.padded * m.dims * 2 * m.element_size());
+PartialGradients::PartialGradients(int64_t rows_, int64_t components, int64_t dims, int64_t element_size)
+    : rows(0), columns(0) {
+  choose_tasks(rows_, components, dims);
+  const auto padded = [](int64_t count) { return (count + kWidest - 1) / kWidest * kWidest; };
+  rows = Scratch(blocks * padded(rows_) * dims * element_size);
+  columns = Scratch(groups * padded(components) * (2 * dims + 1) * element_size);
 }
 
 // Doubles the number of groups or of blocks, whichever costs less memory: a group has two numbers per component and
 // dimension, a block one per row and dimension.
-void PartialGradients::choose_tasks(const Mixture& m) {
+void PartialGradients::choose_tasks(int64_t row_count, int64_t components, int64_t dims) {
   constexpr int64_t most_tasks = 32, pairs_per_task = 1 << 17, fewest_rows = 32, fewest_components = 128;
-  const double pairs = double(m.rows) * double(m.components) * double(m.dims);
+  const double pairs = double(row_count) * double(components) * double(dims);
   const auto wanted = int64_t(std::min(double(most_tasks), pairs / pairs_per_task));
   while (tasks() < wanted) {
-    const bool more_groups = m.rows >= 2 * groups * fewest_rows;
-    const bool more_blocks = m.components >= 2 * blocks * fewest_components;
+    const bool more_groups = row_count >= 2 * groups * fewest_rows;
+    const bool more_blocks = components >= 2 * blocks * fewest_components;
     if (!more_groups && !more_blocks) return;
-    const bool group_is_cheaper = 2 * groups * m.components <= blocks * m.rows;
+    const bool group_is_cheaper = 2 * groups * components <= blocks * row_count;
     (more_groups && (group_is_cheaper || !more_blocks) ? groups : blocks) *= 2;
   }
 }

@@ -27,6 +27,11 @@ struct Matrix {
   }
 
   explicit operator bool() const { return data != nullptr; }
+  Matrix transposed() const {
+    Matrix t(*this);
+    std::swap(t.row, t.column);
+    return t;
+  }
   template <class T>
   T& at(int64_t i, int64_t j = 0) const {
     return reinterpret_cast<T*>(data)[i * row + j * column];
@@ -49,6 +54,9 @@ class Scratch {
   };
   std::unique_ptr<void, Delete> data_;
 };
+
+constexpr double kLog2E = 0x1.71547652b82fep0, kLn2 = 0x1.62e42fefa39efp-1, kLog2Pi = 0x1.d67f1c864beb4p0;
+constexpr double kRootHalfLog2E = 0x1.b2da4e9808a53p-1;  // sqrt(log2(e) / 2): e^(-u^2 / 2) is 2^-v^2, v = u times this
 
 constexpr int64_t kComponentsPerChunk = 512;  // of packing, and of writing the gradients of components
 constexpr int64_t kRowsPerChunk = 32;         // of the forward pass, and of writing the gradients of rows
@@ -87,14 +95,15 @@ struct Mixture {
 struct PartialGradients {
   int64_t groups = 1, blocks = 1;
   Scratch rows;     // [blocks, rows, dims]: the sum of c v sqrt(log2(e)/2) exp(-l/2), of which d z is -2 ln(2) times
-  Scratch columns;  // [groups, tiles, dims, 2, lanes]: the sums of c v and of c (u^2 - 1) / 2
+  Scratch columns;  // [groups, tiles, dims, 2, lanes]: the sums of c v and of c (u^2 - 1) / 2; the joint's are its own
 
-  explicit PartialGradients(const Mixture& m);
+  PartialGradients(int64_t rows, int64_t components, int64_t dims, int64_t element_size);
+  explicit PartialGradients(const Mixture& m) : PartialGradients(m.rows, m.components, m.dims, m.element_size()) {}
   int64_t tasks() const { return groups * blocks; }
   int64_t first_row(const Mixture& m, int64_t group) const { return group * m.rows / groups; }
 
  private:
-  void choose_tasks(const Mixture& m);
+  void choose_tasks(int64_t rows, int64_t components, int64_t dims);
 };
 
 // Runs the passes of an operator: its file has the kernels of these names.

@@ -7,8 +7,6 @@
 
 constexpr int kRows = kVectorBytes == 64 ? 8 : 4;
 
-constexpr double kLog2E = 0x1.71547652b82fep0, kLn2 = 0x1.62e42fefa39efp-1, kLog2Pi = 0x1.d67f1c864beb4p0;
-
 // x, with any NaN the usual one: fast_exp2 asks for it.
 template <class S>
 FASTIB_INLINE S canonical(S x) {
@@ -73,7 +71,7 @@ static void pack(const Mixture& m, int64_t chunk) {
         out[2 * lanes + lane] = first + lane < m.components ? S(c) : -S(INFINITY);
       }
       for (int lane = 0; lane < lanes; lane += kLanes<double>)
-        store(half + lane, exponential<V>(load<V>(half + lane)).value * 0x1.b2da4e9808a53p-1);
+        store(half + lane, exponential<V>(load<V>(half + lane)).value * kRootHalfLog2E);
       for (int lane = 0; lane < lanes; ++lane)
         out[lanes + lane] = half[lane] > kLargestPrecision<S> ? S(kLargestPrecision<S>) : canonical(S(half[lane]));
     }

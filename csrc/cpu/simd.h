@@ -225,6 +225,21 @@ FASTIB_INLINE V times_power_of_two(V p, const Rounded<V>& r) {
 
 #endif
 
+#if !defined(__x86_64__) || FASTIB_VECTOR_BYTES < 64
+template <class V>
+FASTIB_INLINE bool any(Int<V> mask) {
+#if defined(__x86_64__) && FASTIB_VECTOR_BYTES == 16
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#elif defined(__x86_64__)
+  return _mm256_movemask_epi8((__m256i)mask) != 0;
+#else
+  Scalar<Int<V>> seen = 0;
+  for (int i = 0; i < kLanes<Scalar<V>>; ++i) seen |= mask[i];
+  return seen != 0;
+#endif
+}
+#endif
+
 // Whether any lane is beyond -bound or bound, or is NaN.
 template <class V>
 FASTIB_INLINE bool any_beyond(V x, Scalar<V> bound) {
@@ -233,16 +248,18 @@ FASTIB_INLINE bool any_beyond(V x, Scalar<V> bound) {
   if constexpr (sizeof(Scalar<V>) == 4) return _mm512_cmp_ps_mask((__m512)size, (__m512)limit, _CMP_NLE_UQ) != 0;
   else return _mm512_cmp_pd_mask((__m512d)size, (__m512d)limit, _CMP_NLE_UQ) != 0;
 #else
-  const Int<V> beyond = !(size <= limit);
-#if defined(__x86_64__) && FASTIB_VECTOR_BYTES == 16
-  return _mm_movemask_epi8((__m128i)beyond) != 0;
-#elif defined(__x86_64__)
-  return _mm256_movemask_epi8((__m256i)beyond) != 0;
-#else
-  Scalar<Int<V>> seen = 0;
-  for (int i = 0; i < kLanes<Scalar<V>>; ++i) seen |= beyond[i];
-  return seen != 0;
+  return any<V>(!(size <= limit));
 #endif
+}
+
+// Whether any lane of a is less than that of b.
+template <class V>
+FASTIB_INLINE bool any_less(V a, V b) {
+#if defined(__x86_64__) && FASTIB_VECTOR_BYTES == 64
+  if constexpr (sizeof(Scalar<V>) == 4) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ) != 0;
+  else return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ) != 0;
+#else
+  return any<V>(a < b);
 #endif
 }
 

@@ -1,0 +1,565 @@
+// The algorithm of joint.h.
+#ifndef FASTIB_ISA
+#include "joint.h"
+
+namespace fastib {
+
+// What both passes read: tiles of one vector of components, blocks of points, and the boxes of the tiles.
+struct JointPlan {
+  const Latents& x;
+  Arrangement order;
+  int64_t padded_tiles;
+  Scratch tiles;    // per tile {mu, sqrt(log2(e)/2) exp(-l/2)} per dimension, then C; the narrowest tiles are the most
+  Scratch boxes;    // [tested, 3, tiles]: the least and the greatest mu, the least precision
+  Scratch highest;  // [tiles]: the largest C
+  Scratch z;        // [blocks, dims, points]
+  double dropped;   // the logarithm of what share of a density a pair is dropped for
+  float log2_own;   // the weight of own components
+
+  explicit JointPlan(const Latents& latents);
+};
+
+struct JointForward {
+  const JointPlan* plan;
+  const Joint* out;
+};
+
+struct JointBackward {
+  const JointPlan* plan;
+  const JointGradients* gradients;
+  const PartialGradients* partial;
+};
+
+}  // namespace fastib
+
+#define FASTIB_KERNELS "joint.cpp"
+#include "each_isa.h"
+
+namespace fastib {
+
+namespace {
+
+constexpr int64_t kNarrowest = 4;  // lanes of float
+
+int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
+
+int64_t tasks_of(int64_t count, int64_t each) { return (count + each - 1) / each; }
+
+}  // namespace
+
+JointPlan::JointPlan(const Latents& latents)
+    : x(latents),
+      order(latents),
+      padded_tiles(padded(tasks_of(x.components, kNarrowest), kWidest)),
+      tiles(padded(x.components, kWidest) * (2 * x.dims + 1) * int64_t(sizeof(float))),
+      boxes(order.tested * 3 * padded_tiles * int64_t(sizeof(float))),
+      highest(padded_tiles * int64_t(sizeof(float))),
+      z(padded(x.rows, kWidest) * x.dims * int64_t(sizeof(float))),
+      dropped(-kDroppedBits - std::log2(double(x.components)) - 1),
+      log2_own(x.own_weight > 0 ? float(std::log2(x.own_weight)) : std::numeric_limits<float>::lowest()) {
+  run_tasks([&](int64_t task) { FASTIB_KERNEL(pack_tiles)(*this, task); }, tasks_of(x.components, kComponentsPerChunk));
+  run_tasks([&](int64_t task) { FASTIB_KERNEL(pack_rows)(*this, task); }, tasks_of(x.rows, kRowsPerChunk));
+}
+
+void joint_forward(const Joint& out) {
+  const JointPlan plan(*out.latents);
+  const JointForward a{&plan, &out};
+  run_tasks([&](int64_t task) { FASTIB_KERNEL(forward)(a, task); }, tasks_of(plan.x.rows, kRowsPerChunk));
+}
+
+void joint_backward(const JointGradients& gradients) {
+  const JointPlan plan(*gradients.latents);
+  const PartialGradients partial(plan.x.rows, plan.x.components, plan.x.dims, sizeof(float));
+  const JointBackward a{&plan, &gradients, &partial};
+  run_tasks([&](int64_t task) { FASTIB_KERNEL(backward)(a, task); }, partial.tasks());
+  run_tasks([&](int64_t d) { FASTIB_KERNEL(add_gradients)(a, d); }, plan.x.dims);
+}
+
+}  // namespace fastib
+
+#else
+
+using Real = Vec<float>;
+constexpr int64_t kWidth = kLanes<float>;
+constexpr int kRows = kVectorBytes == 64 ? 8 : 4;
+
+constexpr float kLowest = std::numeric_limits<float>::lowest();
+
+constexpr int64_t kTilesPerSum = 128;  // so many terms are summed in float
+constexpr int64_t kTilesAtOnce = 8;    // whose gradients are summed in registers
+
+struct Tile {
+  float* data;
+  int64_t dims;
+  Tile(const JointPlan& p, int64_t i) : data(p.tiles.as<float>() + i * (2 * p.x.dims + 1) * kWidth), dims(p.x.dims) {}
+  float* mu(int64_t d) const { return data + 2 * d * kWidth; }
+  float* precision(int64_t d) const { return mu(d) + kWidth; }
+  float* height() const { return data + 2 * dims * kWidth; }
+};
+
+FASTIB_INLINE int64_t tiles_of(const JointPlan& p) { return (p.x.components + kWidth - 1) / kWidth; }
+
+struct Box {
+  float *least, *greatest, *precision;  // of all tiles
+  Box(const JointPlan& p, int64_t k)
+      : least(p.boxes.as<float>() + 3 * k * p.padded_tiles),
+        greatest(least + p.padded_tiles),
+        precision(greatest + p.padded_tiles) {}
+};
+
+FASTIB_INLINE const float* points_of(const JointPlan& p, int64_t block) {
+  return p.z.as<float>() + block * p.x.dims * kRows;
+}
+
+static void pack_tile(const JointPlan& p, int64_t i) {
+  const Tile tile(p, i);
+  double height[kWidth] = {};
+  for (int64_t k = 0; k < p.x.dims; ++k) {
+    const int64_t d = p.order.dims[size_t(k)];
+    double half[kWidth];
+    for (int64_t lane = 0; lane < kWidth; ++lane) {
+      const int64_t at = std::min(i * kWidth + lane, p.x.components - 1);  // the last is repeated, without height
+      const int64_t j = p.order.components[size_t(at)];
+      tile.mu(k)[lane] = p.x.mu_of(d)[j];
+      half[lane] = -0.5 * double(p.x.logvar_of(d)[j]);
+      height[lane] += kLog2E * half[lane];
+    }
+    for (int64_t lane = 0; lane < kWidth; lane += kLanes<double>)
+      store(half + lane, exponential<Vec<double> >(load<Vec<double> >(half + lane)).value * kRootHalfLog2E);
+    for (int64_t lane = 0; lane < kWidth; ++lane) tile.precision(k)[lane] = float(half[lane]);
+  }
+  for (int64_t lane = 0; lane < kWidth; ++lane)
+    tile.height()[lane] = i * kWidth + lane < p.x.components ? float(height[lane]) : -INFINITY;
+  for (int64_t k = 0; k < p.order.tested; ++k) {
+    const Box box(p, k);
+    box.least[i] = *std::min_element(tile.mu(k), tile.mu(k) + kWidth);
+    box.greatest[i] = *std::max_element(tile.mu(k), tile.mu(k) + kWidth);
+    box.precision[i] = *std::min_element(tile.precision(k), tile.precision(k) + kWidth);
+  }
+  p.highest.as<float>()[i] = *std::max_element(tile.height(), tile.height() + kWidth);
+}
+
+static void pack_tiles(const JointPlan& p, int64_t task) {
+  const int64_t each = kComponentsPerChunk / kWidth;
+  for (int64_t i = task * each; i < std::min((task + 1) * each, tiles_of(p)); ++i) pack_tile(p, i);
+}
+
+static void pack_rows(const JointPlan& p, int64_t task) {
+  const int64_t begin = task * kRowsPerChunk, end = std::min(begin + kRowsPerChunk, p.x.rows);
+  for (int64_t first = begin; first < end; first += kRows) {
+    float* z = const_cast<float*>(points_of(p, first / kRows));
+    for (int64_t k = 0; k < p.x.dims; ++k)
+      for (int r = 0; r < kRows; ++r)
+        z[k * kRows + r] = p.x.z_of(p.order.dims[size_t(k)])[p.order.rows[size_t(std::min(first + r, p.x.rows - 1))]];
+  }
+}
+
+// A block of points.
+struct Points {
+  int64_t first, count;
+  const float* z;               // [dims, kRows]
+  float threshold = -INFINITY;  // pairs with a smaller exponent may be left out
+  int64_t own[kRows];           // the components that are the points' own, or -1
+
+  Points(const JointPlan& p, int64_t block)
+      : first(block * kRows), count(std::min<int64_t>(kRows, p.x.rows - first)), z(points_of(p, block)) {
+    for (int64_t r = 0; r < kRows; ++r)
+      own[r] = p.order.own.empty() || r >= count ? -1 : p.order.own[size_t(first + r)];
+  }
+  bool own_in(int64_t tile) const {
+    bool in = false;
+    for (const int64_t j : own) in |= j >= 0 && j / kWidth == tile;
+    return in;
+  }
+};
+
+FASTIB_INLINE void add_squares(const Tile& tile, const float* z, int64_t begin, int64_t end, Real (&squares)[kRows]) {
+  for (int64_t d = begin; d < end; ++d) {
+    const Real mu = load<Real>(tile.mu(d)), precision = load<Real>(tile.precision(d));
+    for (int r = 0; r < kRows; ++r) {
+      const Real v = (z[d * kRows + r] - mu) * precision;
+      squares[r] = fma<Real>(v, v, squares[r]);
+    }
+  }
+}
+
+// The sums of v^2, or false where the tile can be left out.
+FASTIB_INLINE bool find_squares(const JointPlan& p, const Tile& tile, const Points& points, bool test,
+                                Real (&squares)[kRows]) {
+  for (Real& square : squares) square = Real{};
+  int64_t d = 0;
+  if (test) {
+    const Real room = load<Real>(tile.height()) - points.threshold;
+    while (d < p.order.tested) {
+      const int64_t next = std::min(d + 4, p.order.tested);
+      add_squares(tile, points.z, d, next, squares);
+      d = next;
+      Real least = squares[0];
+      for (int r = 1; r < kRows; ++r) least = squares[r] < least ? squares[r] : least;
+      if (!any_less(least, room)) return false;
+    }
+  }
+  add_squares(tile, points.z, d, p.x.dims, squares);
+  return true;
+}
+
+// The largest exponent that a pair of each tile may have, for tiles [begin, begin + kWidth).
+static Real bounds_of_tiles(const JointPlan& p, const Points& points, int64_t begin) {
+  Real bound = load<Real>(p.highest.as<float>() + begin);
+  for (int64_t k = 0; k < p.order.tested; ++k) {
+    const float* z = points.z + k * kRows;
+    const float least = *std::min_element(z, z + kRows), greatest = *std::max_element(z, z + kRows);
+    const Box box(p, k);
+    const Real above = load<Real>(box.least + begin) - greatest, below = least - load<Real>(box.greatest + begin);
+    Real gap = above > below ? above : below;
+    gap = gap > 0 ? gap : Real{};
+    const Real v = gap * load<Real>(box.precision + begin);
+    bound = fma<Real>(-v, v, bound);
+  }
+  return bound;
+}
+
+// The tiles of [begin, end) that can't be left out.
+static int64_t near_tiles(const JointPlan& p, const Points& points, int64_t begin, int64_t end, int64_t* list) {
+  int64_t count = 0;
+  for (int64_t first = begin; first < end; first += kWidth) {
+    const Real bound = bounds_of_tiles(p, points, first);
+    for (int64_t i = first; i < std::min(first + kWidth, end); ++i)
+      if (bound[i - first] > points.threshold || points.own_in(i)) list[count++] = i;
+  }
+  return count;
+}
+
+// What the exponents are held against: a density is dropped only where so much less than a part of it that is known.
+static float threshold(const JointPlan& p, float exponent) {
+  return float(double(exponent) + p.dropped - 0x1p-18 * std::abs(double(exponent)));
+}
+
+// The forward pass.
+
+struct RowSums {
+  float largest[kRows];  // what the exponents are relative to
+  double sums[kRows];    // of weight times 2^(exponent - largest)
+};
+
+// The exponents of a tile, with those of components that have no weight out of sight.
+FASTIB_INLINE Real exponent_of(const JointPlan& p, const Points& points, Real height, Real square, int64_t tile,
+                               int r) {
+  Real t = height - square;
+  const int64_t lane = points.own[r] - tile * kWidth;
+  if (p.x.own_weight == 0 && lane >= 0 && lane < kWidth) t[lane] = kLowest;
+  return t;
+}
+
+static float largest_lane(Real t) {
+  float largest = t[0];
+  for (int lane = 1; lane < kWidth; ++lane) largest = t[lane] > largest ? t[lane] : largest;
+  return largest;
+}
+
+// A tile where a point's density may be large: its own component's, or the one whose box is nearest.
+static int64_t likely_tile(const JointPlan& p, const Points& points, int r) {
+  if (points.own[r] >= 0 && p.x.own_weight > 0) return points.own[r] / kWidth;
+  int64_t best = 0;
+  float highest = -INFINITY;
+  for (int64_t first = 0; first < tiles_of(p); first += kWidth) {
+    const Real bound = bounds_of_tiles(p, points, first);
+    for (int64_t i = first; i < std::min(first + kWidth, tiles_of(p)); ++i)
+      if (bound[i - first] > highest) highest = bound[i - first], best = i;
+  }
+  return best;
+}
+
+static float largest_in_tile(const JointPlan& p, const Points& points, int64_t i, int r) {
+  const Tile tile(p, i);
+  Real squares[kRows] = {};
+  add_squares(tile, points.z, 0, p.x.dims, squares);
+  Real t = load<Real>(tile.height()) - squares[r];
+  const int64_t lane = points.own[r] - i * kWidth;
+  if (points.own[r] >= 0 && lane >= 0 && lane < kWidth) t[lane] += p.log2_own;
+  return largest_lane(t);
+}
+
+// Sets what the exponents of the points are relative to, and so what may be left out.
+static void find_likely(const JointPlan& p, Points& points, RowSums& rows) {
+  float least = INFINITY;
+  for (int r = 0; r < kRows; ++r) {
+    float largest = largest_in_tile(p, points, likely_tile(p, points, r), r);
+    for (int64_t i = 0; i < tiles_of(p) && largest <= kLowest; ++i) largest = largest_in_tile(p, points, i, r);
+    rows.largest[r] = std::max(largest, kLowest);
+    rows.sums[r] = 0;
+    least = std::min(least, threshold(p, rows.largest[r]));
+  }
+  points.threshold = least;
+}
+
+struct SpanSums {
+  Real sums[kRows], largest[kRows];
+};
+
+template <bool with_own>
+FASTIB_INLINE void add_tile(const JointPlan& p, const Points& points, const RowSums& rows, int64_t i, SpanSums& span) {
+  const Tile tile(p, i);
+  Real squares[kRows];
+  if (!find_squares(p, tile, points, !with_own, squares)) return;
+  const Real height = load<Real>(tile.height());
+  for (int r = 0; r < kRows; ++r) {
+    const Real t = with_own ? exponent_of(p, points, height, squares[r], i, r) : height - squares[r];
+    Real density = fast_exp2<Real>(t - rows.largest[r]);
+    if constexpr (with_own) {
+      const int64_t lane = points.own[r] - i * kWidth;
+      if (points.own[r] >= 0 && lane >= 0 && lane < kWidth) density[lane] *= float(p.x.own_weight);
+    }
+    span.sums[r] += density;
+    span.largest[r] = t > span.largest[r] ? t : span.largest[r];
+  }
+}
+
+constexpr float kMostAbove = 64;  // exponents above what they are relative to
+
+// Adds the tiles of a list to the sums. What the exponents are relative to is raised where they prove much larger.
+static void add_tiles(const JointPlan& p, const Points& points, const int64_t* list, int64_t count, RowSums& rows) {
+  for (;;) {
+    SpanSums span;
+    for (int r = 0; r < kRows; ++r) span.sums[r] = Real{}, span.largest[r] = splat<Real>(kLowest);
+    for (int64_t k = 0; k < count; ++k) {
+      if (points.own_in(list[k])) add_tile<true>(p, points, rows, list[k], span);
+      else add_tile<false>(p, points, rows, list[k], span);
+    }
+    bool raised = false;
+    for (int r = 0; r < kRows; ++r) {
+      const float largest = largest_lane(span.largest[r]);
+      if (largest <= rows.largest[r] + kMostAbove) continue;
+      rows.sums[r] *= std::exp2(double(rows.largest[r]) - double(largest));
+      rows.largest[r] = largest;
+      raised = true;
+    }
+    if (raised) continue;
+    for (int r = 0; r < kRows; ++r) rows.sums[r] += double(fold_lanes<float>(span.sums[r]));
+    return;
+  }
+}
+
+static float own_exponent(const JointPlan& p, const Points& points, int r) {
+  const int64_t i = points.own[r] / kWidth;
+  const Tile tile(p, i);
+  Real squares[kRows] = {};
+  add_squares(tile, points.z, 0, p.x.dims, squares);
+  return (load<Real>(tile.height()) - squares[r])[points.own[r] % kWidth];
+}
+
+static void write_sums(const JointPlan& p, const Points& points, const RowSums& rows, const Joint& out) {
+  for (int64_t r = 0; r < points.count; ++r) {
+    const int64_t row = p.order.rows[size_t(points.first + r)];
+    out.largest[row] = rows.largest[r];
+    out.sums[row] = float(rows.sums[r]);
+    if (out.own != nullptr) out.own[row] = own_exponent(p, points, int(r));
+  }
+}
+
+// Spans of tiles stay in the cache while the blocks of a task pass over them.
+static void forward(const JointForward& a, int64_t task) {
+  const JointPlan& p = *a.plan;
+  const int64_t first = task * kRowsPerChunk / kRows;
+  const int64_t end = (std::min((task + 1) * kRowsPerChunk, p.x.rows) + kRows - 1) / kRows;
+  std::vector<Points> blocks;
+  std::vector<RowSums> rows(size_t(end - first));
+  for (int64_t block = first; block < end; ++block) {
+    blocks.emplace_back(p, block);
+    find_likely(p, blocks.back(), rows[size_t(block - first)]);
+  }
+  int64_t list[kTilesPerSum];
+  for (int64_t begin = 0; begin < tiles_of(p); begin += kTilesPerSum) {
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      const int64_t count = near_tiles(p, blocks[b], begin, std::min(begin + kTilesPerSum, tiles_of(p)), list);
+      add_tiles(p, blocks[b], list, count, rows[b]);
+    }
+  }
+  for (size_t b = 0; b < blocks.size(); ++b) write_sums(p, blocks[b], rows[b], *a.out);
+}
+
+// The backward pass.
+
+struct RowGradients {
+  float largest[kRows], quotient[kRows], share[kRows], by_density[kRows], by_information[kRows];
+};
+
+static RowGradients read_gradients(const JointBackward& a, Points& points) {
+  const JointGradients& g = *a.gradients;
+  RowGradients rows;
+  points.threshold = INFINITY;
+  for (int64_t r = 0; r < kRows; ++r) {
+    const int64_t row = a.plan->order.rows[size_t(points.first + std::min(r, points.count - 1))];
+    const bool none = r >= points.count || g.sums[row] == 0;
+    rows.largest[r] = g.largest[row];
+    rows.share[r] = none ? 0 : 1 / g.sums[row];
+    rows.by_density[r] = none ? 0 : g.by_density[row];
+    rows.by_information[r] = none ? 0 : g.by_information[row];
+    rows.quotient[r] = (rows.by_density[r] - rows.by_information[r]) * rows.share[r];
+    const double density = double(g.largest[row]) + std::log2(double(g.sums[row]));
+    const bool finite = std::abs(rows.quotient[r]) < INFINITY && !none;
+    const bool nothing = rows.quotient[r] == 0;
+    points.threshold = std::min(points.threshold, nothing  ? INFINITY
+                                                  : finite ? threshold(*a.plan, float(density))
+                                                           : -INFINITY);
+  }
+  return rows;
+}
+
+// What each pair of a tile adds to the gradient by its exponent.
+template <bool with_own>
+FASTIB_INLINE bool find_coefficients(const JointPlan& p, const Points& points, const RowGradients& rows, int64_t i,
+                                     Real* coefficients) {
+  const Tile tile(p, i);
+  Real squares[kRows];
+  if (!find_squares(p, tile, points, !with_own, squares)) return false;
+  const Real height = load<Real>(tile.height());
+  for (int r = 0; r < kRows; ++r) {
+    Real density = fast_exp2<Real>(height - squares[r] - rows.largest[r]);
+    if constexpr (with_own) {
+      Real is_own{};
+      const int64_t lane = points.own[r] - i * kWidth;
+      if (lane >= 0 && lane < kWidth) {
+        is_own[lane] = 1;
+        density[lane] = p.x.own_weight == 0 ? 0 : density[lane] * float(p.x.own_weight);
+      }
+      const Real share = density * rows.share[r];
+      coefficients[r] = fma<Real>(is_own - share, rows.by_information[r], share * rows.by_density[r]);
+    } else {
+      coefficients[r] = density * rows.quotient[r];
+    }
+  }
+  return true;
+}
+
+// Adds the gradients of up to kTilesAtOnce tiles: to d_z, [dims, kRows] vectors, the sums of c y p^2, where y = z - mu
+// and p is the precision; to the columns of each tile, [dims, 2] vectors, those of c y and of c y^2; and the sum of c.
+static void add_gradients_of_tiles(const JointPlan& p, const Points& points, const int64_t* list, int64_t count,
+                                   const Real* coefficients, Real* d_z, float* const* columns) {
+  for (int64_t d = 0; d < p.x.dims; ++d) {
+    Real z[kRows], by_z[kRows];
+    for (int r = 0; r < kRows; ++r) z[r] = splat<Real>(points.z[d * kRows + r]), by_z[r] = d_z[d * kRows + r];
+    for (int64_t k = 0; k < count; ++k) {
+      const Tile tile(p, list[k]);
+      const Real mu = load<Real>(tile.mu(d)), precision = load<Real>(tile.precision(d)), p2 = precision * precision;
+      float* column = columns[k] + 2 * d * kWidth;
+      Real by_mean = load<Real>(column), by_square = load<Real>(column + kWidth);
+      for (int r = 0; r < kRows; ++r) {
+        const Real y = z[r] - mu, c = coefficients[k * kRows + r] * y;
+        by_mean += c;
+        by_square = fma<Real>(c, y, by_square);
+        by_z[r] = fma<Real>(c, p2, by_z[r]);
+      }
+      store(column, by_mean);
+      store(column + kWidth, by_square);
+    }
+    for (int r = 0; r < kRows; ++r) d_z[d * kRows + r] = by_z[r];
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    float* column = columns[k] + 2 * p.x.dims * kWidth;
+    Real total = load<Real>(column);
+    for (int r = 0; r < kRows; ++r) total += coefficients[k * kRows + r];
+    store(column, total);
+  }
+}
+
+// One task's sums, of a span of tiles at a time.
+struct SpanGradients {
+  int64_t first, column_size;
+  std::vector<float> columns;  // [tiles, 2 dims + 1] vectors
+  std::vector<double> totals;  // of them
+  SpanGradients(const JointPlan& p, int64_t begin, int64_t end)
+      : first(begin),
+        column_size((2 * p.x.dims + 1) * kWidth),
+        columns(size_t((end - begin) * column_size)),
+        totals(columns.size()) {}
+  float* column(int64_t tile) { return columns.data() + (tile - first) * column_size; }
+  void carry() {
+    for (size_t k = 0; k < columns.size(); ++k) totals[k] += double(columns[k]), columns[k] = 0;
+  }
+};
+
+constexpr int64_t kBlocksPerSum = 64;
+
+static void add_gradients_of_block(const JointBackward& a, Points& points, SpanGradients& span, int64_t end,
+                                   Real* d_z) {
+  const JointPlan& p = *a.plan;
+  const RowGradients rows = read_gradients(a, points);
+  int64_t list[kTilesPerSum], some[kTilesAtOnce];
+  float* columns[kTilesAtOnce];
+  Real coefficients[kTilesAtOnce * kRows];
+  const int64_t count = near_tiles(p, points, span.first, end, list);
+  int64_t found = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    Real* out = coefficients + found * kRows;
+    if (points.own_in(list[k]) ? find_coefficients<true>(p, points, rows, list[k], out)
+                               : find_coefficients<false>(p, points, rows, list[k], out)) {
+      columns[found] = span.column(list[k]);
+      some[found++] = list[k];
+    }
+    if (found == kTilesAtOnce || (k + 1 == count && found > 0)) {
+      add_gradients_of_tiles(p, points, some, found, coefficients, d_z, columns);
+      found = 0;
+    }
+  }
+}
+
+static void backward(const JointBackward& a, int64_t task) {
+  const JointPlan& p = *a.plan;
+  const int64_t group = task / a.partial->blocks, block = task % a.partial->blocks, width = p.x.dims * kRows;
+  const int64_t all_blocks = (p.x.rows + kRows - 1) / kRows, all_tiles = tiles_of(p);
+  const int64_t begin = group * all_blocks / a.partial->groups, end = (group + 1) * all_blocks / a.partial->groups;
+  const int64_t first_tile = block * all_tiles / a.partial->blocks;
+  const int64_t end_tile = (block + 1) * all_tiles / a.partial->blocks;
+  const Scratch memory(width * int64_t(sizeof(Real)));
+  Real* d_z = memory.as<Real>();
+  std::vector<double> row_sums(size_t((end - begin) * width));
+  for (int64_t first = first_tile; first < end_tile; first += kTilesPerSum) {
+    const int64_t last = std::min(first + kTilesPerSum, end_tile);
+    SpanGradients span(p, first, last);
+    for (int64_t b = begin; b < end; ++b) {
+      Points points(p, b);
+      std::fill_n(d_z, width, Real{});
+      add_gradients_of_block(a, points, span, last, d_z);
+      for (int64_t k = 0; k < width; ++k)
+        row_sums[size_t((b - begin) * width + k)] += double(fold_lanes<float>(d_z[k]));
+      if ((b - begin) % kBlocksPerSum == kBlocksPerSum - 1) span.carry();
+    }
+    span.carry();
+    float* columns = a.partial->columns.as<float>() + (group * all_tiles + first) * span.column_size;
+    std::copy(span.totals.begin(), span.totals.end(), columns);
+  }
+  float* rows = a.partial->rows.as<float>() + (block * all_blocks + begin) * width;
+  std::copy(row_sums.begin(), row_sums.end(), rows);
+}
+
+// Adds the sums of all tasks to the gradients of one dimension.
+static void add_gradients(const JointBackward& a, int64_t k) {
+  const JointPlan& p = *a.plan;
+  const JointGradients& g = *a.gradients;
+  const int64_t d = p.order.dims[size_t(k)], width = p.x.dims * kRows, column_size = (2 * p.x.dims + 1) * kWidth;
+  const int64_t all_blocks = (p.x.rows + kRows - 1) / kRows, all_tiles = tiles_of(p);
+  for (int64_t i = 0; i < p.x.rows; ++i) {
+    double sum = 0;
+    for (int64_t block = 0; block < a.partial->blocks; ++block)
+      sum += double(a.partial->rows.as<float>()[(block * all_blocks + i / kRows) * width + k * kRows + i % kRows]);
+    g.d_z[d * p.x.rows + p.order.rows[size_t(i)]] += float(-2 * kLn2 * sum);
+  }
+  for (int64_t i = 0; i < p.x.components; ++i) {
+    double by_mean = 0, by_square = 0, total = 0;
+    for (int64_t group = 0; group < a.partial->groups; ++group) {
+      const float* columns =
+          a.partial->columns.as<float>() + (group * all_tiles + i / kWidth) * column_size + i % kWidth;
+      by_mean += double(columns[2 * k * kWidth]);
+      by_square += double(columns[(2 * k + 1) * kWidth]);
+      total += double(columns[2 * p.x.dims * kWidth]);
+    }
+    const double precision = double(Tile(p, i / kWidth).precision(k)[i % kWidth]),
+                 p2 = 2 * kLn2 * precision * precision;
+    const int64_t out = d * p.x.components + p.order.components[size_t(i)];
+    g.d_mu[out] += float(p2 * by_mean);
+    g.d_logvar[out] += float(0.5 * (p2 * by_square - total));
+  }
+}
+
+#endif
