@@ -9,7 +9,7 @@ struct JointPlan {
   const Latents& x;
   Arrangement order;
   int64_t padded_tiles;
-  Scratch tiles;    // per tile {mu, sqrt(log2(e)/2) exp(-l/2)} per dimension, then C; the narrowest tiles are the most
+  Scratch tiles;    // per tile {mu, sqrt(log2(e)/2) exp(-l/2)} per dimension, then C
   Scratch boxes;    // [tested, 3, tiles]: the least and the greatest mu, the least precision
   Scratch highest;  // [tiles]: the largest C
   Scratch z;        // [blocks, dims, points]
@@ -39,7 +39,7 @@ namespace fastib {
 
 namespace {
 
-constexpr int64_t kNarrowest = 4;  // lanes of float
+constexpr int64_t kNarrowest = 4;  // lanes of float: memory is for the set with the most tiles
 
 int64_t padded(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
@@ -276,7 +276,7 @@ static float largest_in_tile(const JointPlan& p, const Points& points, int64_t i
   add_squares(tile, points.z, 0, p.x.dims, squares);
   Real t = load<Real>(tile.height()) - squares[r];
   const int64_t lane = points.own[r] - i * kWidth;
-  if (points.own[r] >= 0 && lane >= 0 && lane < kWidth) t[lane] += p.log2_own;
+  if (lane >= 0 && lane < kWidth) t[lane] += p.log2_own;
   return largest_lane(t);
 }
 
@@ -308,7 +308,7 @@ FASTIB_INLINE void add_tile(const JointPlan& p, const Points& points, const RowS
     Real density = fast_exp2<Real>(t - rows.largest[r]);
     if constexpr (with_own) {
       const int64_t lane = points.own[r] - i * kWidth;
-      if (points.own[r] >= 0 && lane >= 0 && lane < kWidth) density[lane] *= float(p.x.own_weight);
+      if (lane >= 0 && lane < kWidth) density[lane] *= float(p.x.own_weight);
     }
     span.sums[r] += density;
     span.largest[r] = t > span.largest[r] ? t : span.largest[r];
