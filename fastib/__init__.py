@@ -4,6 +4,7 @@ from fastib import losses, reference, schedules
 from fastib._backends import backends
 from fastib.functional import (
     aggregate_posterior,
+    aggregate_posterior_marginals,
     elbo_decomposition,
     gaussian_kl,
     information_dropout,
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ELBODecomposition",
     "aggregate_posterior",
+    "aggregate_posterior_marginals",
     "backends",
     "elbo_decomposition",
     "gaussian_kl",

@@ -172,6 +172,22 @@ def dropout_prior(prior: Any, mean: Any, log_std: Any, x: Tensor) -> tuple[Tenso
     return None, None
 
 
+class Algorithm:
+    """How a mixture's densities are summed. Algorithm in csrc/cpu/near_linear.h has the same numbers."""
+
+    AUTO = 0
+    DIRECT = 1
+    NEAR_LINEAR = 2
+
+
+_ALGORITHMS = {"auto": Algorithm.AUTO, "direct": Algorithm.DIRECT, "near_linear": Algorithm.NEAR_LINEAR}
+
+
+def algorithm_of(algorithm: Any) -> int:
+    check_choice("algorithm", algorithm, tuple(_ALGORITHMS))
+    return _ALGORITHMS[algorithm]
+
+
 ESTIMATORS = ("mss", "mws", "in_batch", "leave_one_out")
 
 

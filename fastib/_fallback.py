@@ -199,6 +199,8 @@ def _information_dropout_backward(
     return *_wanted(wanted, (d_x, x), (d_log_std, log_std)), d_mean, d_prior_log_std
 
 
+# A mixture's algorithm means nothing here: plain PyTorch knows the direct one alone.
+
 # Rows of the mixture that are in memory at once: at most so many numbers for their pairs.
 _PAIRS_AT_ONCE = 2**24
 
@@ -223,15 +225,18 @@ def _aggregate_posterior_kernel(
     w_self: float,
     w_other: float,
     row_offset: int,
+    algorithm: int,
+    joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
-    saved = z.new_zeros((z.shape[0], z.shape[1] + 2))
+    dims = z.shape[1]
+    saved = z.new_zeros((z.shape[0], 2 * dims + 2))
     log_q, log_q_marginals = z.new_empty(z.shape[:1]), z.new_empty(z.shape)
     for rows in _row_chunks(z, mu):
         log_w = _chunk_log_weights(rows, z, mu, log_weights, w_self, w_other, row_offset)
         log_q[rows], log_q_marginals[rows] = _formulas.mixture(_formulas.pairs(z[rows], mu, logvar), log_w)
-    saved[:, 0], saved[:, 2:] = log_q, log_q_marginals
-    return log_q, log_q_marginals, saved
+    saved[:, 0], saved[:, 2 : 2 + dims] = log_q, log_q_marginals
+    return log_q if joint else log_q[:0].clone(), log_q_marginals, saved
 
 
 def _aggregate_posterior_backward(
@@ -245,18 +250,21 @@ def _aggregate_posterior_backward(
     w_self: float,
     w_other: float,
     row_offset: int,
+    algorithm: int,
+    joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, m, lv = _formulas.accumulate(z, mu, logvar)
     d_x, d_m, d_lv = torch.zeros_like(x), torch.zeros_like(m), torch.zeros_like(lv)
     saved = saved.clamp(min=torch.finfo(saved.dtype).min)  # a density of 0 has no gradient: exp(-inf - finite)
+    log_q, log_q_marginals = saved[:, :1], saved[:, None, 2 : 2 + x.shape[1]]
     for rows in _row_chunks(x, m):
         log_w = _chunk_log_weights(rows, x, m, log_weights, w_self, w_other, row_offset)
         pairs = _formulas.pairs(x[rows], m, lv)
         c = torch.zeros_like(pairs)
-        if grad_log_q is not None:
-            c += (grad_log_q[rows, None] * torch.exp(pairs.sum(-1) + log_w - saved[rows, :1]))[:, :, None]
+        if joint and grad_log_q is not None:
+            c += (grad_log_q[rows, None] * torch.exp(pairs.sum(-1) + log_w - log_q[rows]))[:, :, None]
         if grad_log_q_marginals is not None:
-            c += grad_log_q_marginals[rows, None] * torch.exp(pairs + log_w[:, :, None] - saved[rows, None, 2:])
+            c += grad_log_q_marginals[rows, None] * torch.exp(pairs + log_w[:, :, None] - log_q_marginals[rows])
         std = torch.exp(lv / 2)
         u = (x[rows, None] - m) / std
         d_x[rows] = -(c * u / std).sum(1)
@@ -266,9 +274,18 @@ def _aggregate_posterior_backward(
 
 
 def _elbo_decomposition_kernel(
-    z: Tensor, mu: Tensor, logvar: Tensor, w_self: float, w_other: float, reduction: int, scale: float
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    w_self: float,
+    w_other: float,
+    reduction: int,
+    scale: float,
+    algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    log_q, log_q_marginals, saved = _aggregate_posterior_kernel(z, mu, logvar, None, w_self, w_other, 0)
+    log_q, log_q_marginals, saved = _aggregate_posterior_kernel(
+        z, mu, logvar, None, w_self, w_other, 0, algorithm, True
+    )
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
     mi, tc, kl = (
         _formulas.reduce(t, reduction, scale) for t in _formulas.decompose(z, mu, logvar, log_q, log_q_marginals)
@@ -288,6 +305,7 @@ def _elbo_decomposition_backward(
     w_other: float,
     reduction: int,
     scale: float,
+    algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, m, lv = _formulas.accumulate(z, mu, logvar)
     sample = x.new_zeros(x.shape[:1])
@@ -295,7 +313,7 @@ def _elbo_decomposition_backward(
         sample if grad is None else (grad * scale).expand(sample.shape) for grad in (grad_mi, grad_tc, grad_kl)
     )
     d_x, d_m, d_lv = _aggregate_posterior_backward(
-        tc - mi, (kl - tc)[:, None].expand(x.shape), x, m, lv, None, saved, w_self, w_other, 0
+        tc - mi, (kl - tc)[:, None].expand(x.shape), x, m, lv, None, saved, w_self, w_other, 0, algorithm, True
     )
     std = torch.exp(lv / 2)
     u = (x - m) / std

@@ -357,24 +357,26 @@ class InformationDropout(Function):
 
 _MIXTURE = "Tensor z, Tensor mu, Tensor logvar"
 _WEIGHTS = "float w_self, float w_other"
+_SUMMATION = "int row_offset, int algorithm, bool joint"
 
 
 def _saved(z: Tensor) -> Tensor:
     """What the backward wants to know of each row and dimension, and of each row's joint. Each backend has its own."""
-    return z.new_empty((z.shape[0], z.shape[1] + 2), dtype=accumulate_dtype(z.dtype))
+    return z.new_empty((z.shape[0], 2 * z.shape[1] + 2), dtype=accumulate_dtype(z.dtype))
 
 
 @_operator(
-    f"aggregate_posterior({_MIXTURE}, Tensor? log_weights, {_WEIGHTS}, int row_offset) -> (Tensor, Tensor, Tensor)"
+    f"aggregate_posterior({_MIXTURE}, Tensor? log_weights, {_WEIGHTS}, {_SUMMATION}) -> (Tensor, Tensor, Tensor)"
 )
 def aggregate_posterior(z: Tensor, mu: Tensor, logvar: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulate_dtype(z.dtype)
-    return z.new_empty(z.shape[:1], dtype=dtype), z.new_empty(z.shape, dtype=dtype), _saved(z)
+    rows = z.shape[0] if rest[-1] else 0
+    return z.new_empty(rows, dtype=dtype), z.new_empty(z.shape, dtype=dtype), _saved(z)
 
 
 @_operator(
     f"aggregate_posterior_backward(Tensor? grad_log_qz, Tensor? grad_log_qz_marginals, {_MIXTURE}, "
-    f"Tensor? log_weights, Tensor saved, {_WEIGHTS}, int row_offset) -> (Tensor, Tensor, Tensor)"
+    f"Tensor? log_weights, Tensor saved, {_WEIGHTS}, {_SUMMATION}) -> (Tensor, Tensor, Tensor)"
 )
 def aggregate_posterior_backward(
     grad_log_qz: Tensor | None, grad_log_qz_marginals: Tensor | None, z: Tensor, mu: Tensor, logvar: Tensor, *rest: Any
@@ -383,20 +385,15 @@ def aggregate_posterior_backward(
 
 
 class AggregatePosterior(Function):
+    """Without `joint` the first result is empty."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        z: Tensor,
-        mu: Tensor,
-        logvar: Tensor,
-        log_weights: Tensor | None,
-        w_self: float,
-        w_other: float,
-        row_offset: int,
+        ctx: Any, z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None, *options: Any
     ) -> tuple[Tensor, Tensor]:
-        log_qz, log_qz_marginals, saved = aggregate_posterior(z, mu, logvar, log_weights, w_self, w_other, row_offset)
+        log_qz, log_qz_marginals, saved = aggregate_posterior(z, mu, logvar, log_weights, *options)
         ctx.save_for_backward(z, mu, logvar, log_weights, saved)
-        ctx.options = w_self, w_other, row_offset
+        ctx.options = options
         ctx.set_materialize_grads(False)
         return log_qz, log_qz_marginals
 
@@ -405,17 +402,26 @@ class AggregatePosterior(Function):
     def backward(
         ctx: Any, saved: tuple[Any, ...], grad_log_qz: Tensor | None, grad_marginals: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * (1 + len(ctx.options))
         if grad_log_qz is None and grad_marginals is None:
-            return (None,) * 7
+            return None, None, None, *nothing
         grads = aggregate_posterior_backward(grad_log_qz, grad_marginals, *saved, *ctx.options)
-        return *grads, None, None, None, None
+        return *grads, *nothing
 
 
 @_operator(
-    f"elbo_decomposition({_MIXTURE}, {_WEIGHTS}, int reduction, float scale) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"elbo_decomposition({_MIXTURE}, {_WEIGHTS}, int reduction, float scale, int algorithm) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def elbo_decomposition(
-    z: Tensor, mu: Tensor, logvar: Tensor, w_self: float, w_other: float, reduction: int, scale: float
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    w_self: float,
+    w_other: float,
+    reduction: int,
+    scale: float,
+    algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shape, dtype = z.shape[:1] if reduction == Reduction.NONE else (), accumulate_dtype(z.dtype)
     mi, tc, kl = (z.new_empty(shape, dtype=dtype) for _ in range(3))
@@ -424,7 +430,7 @@ def elbo_decomposition(
 
 @_operator(
     f"elbo_decomposition_backward(Tensor? grad_mi, Tensor? grad_tc, Tensor? grad_kl, {_MIXTURE}, Tensor saved, "
-    f"{_WEIGHTS}, int reduction, float scale) -> (Tensor, Tensor, Tensor)"
+    f"{_WEIGHTS}, int reduction, float scale, int algorithm) -> (Tensor, Tensor, Tensor)"
 )
 def elbo_decomposition_backward(
     grad_mi: Tensor | None,

@@ -325,6 +325,7 @@ def aggregate_posterior(
     weights: tuple[float, float] | None = None,
     log_weights: Tensor | None = None,
     row_offset: int = 0,
+    algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Log densities of points under the aggregate posterior, jointly and for each latent dimension, from a minibatch::
 
@@ -349,6 +350,10 @@ def aggregate_posterior(
         log_weights: logarithms of arbitrary weights, [S, N'], instead of an estimator: finite, or -inf to leave a
             component out.
         row_offset: row i's own Gaussian is i + row_offset: for points that are a part of the batch.
+        algorithm: "direct" sums over all pairs. "near_linear" reads each marginal from a grid, and leaves out of the
+            joint what is provably less than 2**-24 of it; it takes float32 and below, and weights of an estimator,
+            and sums what it is not sure of directly: float64, `log_weights`, numbers that are not finite or beyond
+            2**60, and on a device without a kernel all. "auto" takes the faster one by the shapes alone.
 
     Returns:
         (log_qz, log_qz_marginals): log q(z_i), [S], and log q(z_id), [S, D], in nats, in float32 (float64 for float64).
@@ -360,7 +365,8 @@ def aggregate_posterior(
             that are not two numbers.
         ValueError: if shapes or devices do not match; for an unknown estimator, N missing or smaller than N', fewer than
             two components where the estimator divides by N' - 1, negative weights, two sources of weights, rows
-            without a component of their own where it has a weight of its own, or `log_weights` that require a gradient.
+            without a component of their own where it has a weight of its own, `log_weights` that require a gradient, or
+            an unknown `algorithm`.
 
     Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", section 4.1 and appendix C. Their
     stratified sampling gives one random component of each row the weight (N - N' + 1)/(N (N' - 1)); spreading it over
@@ -372,12 +378,64 @@ def aggregate_posterior(
     >>> log_qz.shape, log_qz_marginals.shape
     (torch.Size([4]), torch.Size([4, 2]))
     """
+    weighting = estimator, dataset_size, weights, log_weights, row_offset
+    return _log_densities(z, mu, logvar, *weighting, algorithm, joint=True)
+
+
+def aggregate_posterior_marginals(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    estimator: str = "mss",
+    dataset_size: int | None = None,
+    weights: tuple[float, float] | None = None,
+    log_weights: Tensor | None = None,
+    row_offset: int = 0,
+    algorithm: str = "auto",
+) -> Tensor:
+    """The second result of `aggregate_posterior` alone, in near-linear time::
+
+        _, log_qz_marginals = fastib.aggregate_posterior(z, mu, logvar, dataset_size=N)
+
+    Arguments, gradients and errors are those of `aggregate_posterior`.
+
+    Returns:
+        log q(z_id), [S, D], in nats, in float32 (float64 for float64).
+
+    Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 2.
+
+    >>> import torch, fastib
+    >>> z, mu, logvar = torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(4, 2)
+    >>> fastib.aggregate_posterior_marginals(z, mu, logvar, dataset_size=100)[0]
+    tensor([-0.9189, -0.9189])
+    """
+    weighting = estimator, dataset_size, weights, log_weights, row_offset
+    return _log_densities(z, mu, logvar, *weighting, algorithm, joint=False)[1]
+
+
+def _log_densities(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    estimator: str,
+    dataset_size: int | None,
+    weights: tuple[float, float] | None,
+    log_weights: Tensor | None,
+    row_offset: int,
+    algorithm: str,
+    *,
+    joint: bool,
+) -> tuple[Tensor, Tensor]:
     _arguments.check_posteriors(z, mu, logvar)
     w = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
     _arguments.check_row_offset(row_offset, w, z, mu)
+    kind = _arguments.algorithm_of(algorithm)
     if log_weights is not None:
         log_weights = log_weights.to(_arguments.accumulate_dtype(z.dtype))
-    result: tuple[Tensor, Tensor] = _ops.AggregatePosterior.apply(z, mu, logvar, log_weights, *w, row_offset)
+    result: tuple[Tensor, Tensor] = _ops.AggregatePosterior.apply(
+        z, mu, logvar, log_weights, *w, row_offset, kind, joint
+    )
     return result
 
 
@@ -389,6 +447,7 @@ def elbo_decomposition(
     *,
     estimator: str = "mss",
     reduction: str = "mean",
+    algorithm: str = "auto",
 ) -> ELBODecomposition:
     """The three parts of the KL of a VAE: mutual information, total correlation, and dimension-wise KL::
 
@@ -409,6 +468,7 @@ def elbo_decomposition(
         estimator: "mss", "mws", "in_batch" or "leave_one_out": see `aggregate_posterior`. A short last batch has the
             weights of its own size.
         reduction: over the samples: "none", "sum" or "mean".
+        algorithm: "direct", "near_linear", or "auto" for the faster one: see `aggregate_posterior`.
 
     Returns:
         A named tuple (mutual_information, total_correlation, dimension_wise_kl) in nats, in float32 (float64 for
@@ -419,8 +479,8 @@ def elbo_decomposition(
 
     Raises:
         TypeError: for a tensor of a wrong dtype, or a `dataset_size` that is not an integer.
-        ValueError: if shapes or devices do not match; for an unknown estimator or reduction, N missing or smaller than
-            B, or B < 2 where the estimator divides by B - 1.
+        ValueError: if shapes or devices do not match; for an unknown estimator, reduction or algorithm, N missing or
+            smaller than B, or B < 2 where the estimator divides by B - 1.
 
     Source: Chen et al. 2018, equation 2; Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -433,7 +493,8 @@ def elbo_decomposition(
     6.9078
     """
     w_self, w_other, kind, scale = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, reduction)
-    terms = _ops.ELBODecomposition.apply(z, mu, logvar, w_self, w_other, kind, scale)
+    summation = _arguments.algorithm_of(algorithm)
+    terms = _ops.ELBODecomposition.apply(z, mu, logvar, w_self, w_other, kind, scale, summation)
     return ELBODecomposition.of(terms, w_self)
 
 
@@ -445,6 +506,7 @@ def total_correlation(
     *,
     estimator: str = "mss",
     reduction: str = "mean",
+    algorithm: str = "auto",
 ) -> Tensor:
     """The total correlation of the aggregate posterior, KL(q(z) || prod_d q(z_d)), from a minibatch::
 
@@ -463,4 +525,7 @@ def total_correlation(
     >>> fastib.total_correlation(z, z, torch.full((4, 3), -20.0), dataset_size=4)
     tensor(2.7726)
     """
-    return elbo_decomposition(z, mu, logvar, dataset_size, estimator=estimator, reduction=reduction).total_correlation
+    decomposition = elbo_decomposition(
+        z, mu, logvar, dataset_size, estimator=estimator, reduction=reduction, algorithm=algorithm
+    )
+    return decomposition.total_correlation

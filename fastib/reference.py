@@ -142,13 +142,42 @@ def aggregate_posterior(
     weights: tuple[float, float] | None = None,
     log_weights: Tensor | None = None,
     row_offset: int = 0,
+    algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """See `fastib.aggregate_posterior`."""
+    """See `fastib.aggregate_posterior`, but for `algorithm`, which is checked and means nothing here."""
     _arguments.check_posteriors(z, mu, logvar)
     w = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
     _arguments.check_row_offset(row_offset, w, z, mu)
+    _arguments.algorithm_of(algorithm)
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
     return _formulas.mixture(_formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, log_weights, *w, row_offset))
+
+
+def aggregate_posterior_marginals(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    estimator: str = "mss",
+    dataset_size: int | None = None,
+    weights: tuple[float, float] | None = None,
+    log_weights: Tensor | None = None,
+    row_offset: int = 0,
+    algorithm: str = "auto",
+) -> Tensor:
+    """See `fastib.aggregate_posterior_marginals`."""
+    _, log_qz_marginals = aggregate_posterior(
+        z,
+        mu,
+        logvar,
+        estimator=estimator,
+        dataset_size=dataset_size,
+        weights=weights,
+        log_weights=log_weights,
+        row_offset=row_offset,
+        algorithm=algorithm,
+    )
+    return log_qz_marginals
 
 
 def elbo_decomposition(
@@ -159,8 +188,10 @@ def elbo_decomposition(
     *,
     estimator: str = "mss",
     reduction: str = "mean",
+    algorithm: str = "auto",
 ) -> ELBODecomposition:
-    """See `fastib.elbo_decomposition`."""
+    """See `fastib.elbo_decomposition`, but for `algorithm`, which is checked and means nothing here."""
+    _arguments.algorithm_of(algorithm)
     w_self, w_other, kind, scale = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, reduction)
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
     log_q, log_q_marginals = _formulas.mixture(
@@ -178,9 +209,12 @@ def total_correlation(
     *,
     estimator: str = "mss",
     reduction: str = "mean",
+    algorithm: str = "auto",
 ) -> Tensor:
     """See `fastib.total_correlation`."""
-    decomposition = elbo_decomposition(z, mu, logvar, dataset_size, estimator=estimator, reduction=reduction)
+    decomposition = elbo_decomposition(
+        z, mu, logvar, dataset_size, estimator=estimator, reduction=reduction, algorithm=algorithm
+    )
     return decomposition.total_correlation
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import fastib
 from fastib import _arguments, _ops, reference
+from fastib._arguments import Algorithm
 
 Mixture = tuple[Tensor, Tensor, Tensor]
 Make = Callable[[torch.dtype], Mixture]
@@ -264,11 +265,11 @@ def test_gradcheck(kernels: str, kind: str) -> None:
 def test_opcheck(weighted: bool) -> None:
     z, mu, logvar = _mixture(5, 8, 3)(torch.float32)
     log_weights = _log_weights(5, 8) if weighted else None
-    weights = (log_weights, 0.1, 0.2, 2)
-    torch.library.opcheck(_ops.aggregate_posterior, (z, mu, logvar, *weights))
-    log_qz, log_qz_marginals, saved = _ops.aggregate_posterior(z, mu, logvar, *weights)
+    options = 0.1, 0.2, 2, Algorithm.AUTO, True
+    torch.library.opcheck(_ops.aggregate_posterior, (z, mu, logvar, log_weights, *options))
+    log_qz, log_qz_marginals, saved = _ops.aggregate_posterior(z, mu, logvar, log_weights, *options)
     for grads in ((log_qz, log_qz_marginals), (None, log_qz_marginals), (log_qz, None)):
-        arguments = (*grads, z, mu, logvar, log_weights, saved, 0.1, 0.2, 2)
+        arguments = (*grads, z, mu, logvar, log_weights, saved, *options)
         torch.library.opcheck(_ops.aggregate_posterior_backward, arguments)
 
 

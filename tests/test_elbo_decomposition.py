@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastib
 from fastib import _ops, reference
-from fastib._arguments import ESTIMATORS, SAMPLE_REDUCTIONS
+from fastib._arguments import ESTIMATORS, SAMPLE_REDUCTIONS, Algorithm
 
 N = 1000
 
@@ -87,7 +87,7 @@ def test_gradcheck(kernels: str, estimator: str, reduction: str) -> None:
 @pytest.mark.parametrize("kind", [0, 2])
 def test_opcheck(kind: int) -> None:
     inputs = _posteriors(6, 3)
-    options = 0.1, 0.2, kind, 0.5
+    options = 0.1, 0.2, kind, 0.5, Algorithm.AUTO
     torch.library.opcheck(_ops.elbo_decomposition, (*inputs, *options))
     mi, tc, kl, saved = _ops.elbo_decomposition(*inputs, *options)
     for grads in ((mi, tc, kl), (None, tc, None)):

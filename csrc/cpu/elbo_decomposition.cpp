@@ -1,6 +1,6 @@
 // Mutual information, total correlation and dimension-wise KL of each sample, reduced as asked.
 #ifndef FASTIB_ISA
-#include "mixture.h"
+#include "near_linear.h"
 
 namespace fastib {
 struct ElboDecompositionArguments {
@@ -16,6 +16,26 @@ struct ElboDecompositionBackwardArguments {
   double scale;
   Matrix d_z, d_mu, d_logvar;
 };
+
+// The terms of one sample, of the sums of its logarithms and of its squares. `own` is log q(z|x) - log q(z).
+inline void set_terms(double* terms, int64_t rows, int64_t row, double own, double log_joint, double log_marginals,
+                      double squares, int64_t dims) {
+  terms[row] = own;
+  terms[rows + row] = log_joint - log_marginals;
+  terms[2 * rows + row] = log_marginals + 0.5 * (squares + kLog2Pi * double(dims));
+}
+
+struct TermGradients {
+  double mi, tc, kl;
+};
+
+inline TermGradients gradients_of_terms(const ElboDecompositionBackwardArguments& a, int64_t row) {
+  const auto of = [&](const Matrix& grad) {
+    if (!grad) return 0.0;
+    return a.scale * (a.mixture->is_double() ? grad.at<double>(row) : double(grad.at<float>(row)));
+  };
+  return {of(a.grad_mi), of(a.grad_tc), of(a.grad_kl)};
+}
 }  // namespace fastib
 
 #define FASTIB_KERNELS "elbo_decomposition.cpp"
@@ -46,20 +66,71 @@ Matrix row_gradient(const MaybeTensor& grad, int64_t reduction) {
   return g;
 }
 
+void near_linear_forward(const Mixture& m, const Latents& x, const Tensor& saved, double* terms) {
+  const NearLinearSums sums(x, saved);
+  std::vector<float> logs(size_t(x.rows * x.dims)), own(size_t(x.rows));
+  marginals_forward({&x, sums.sums, sums.slopes, logs.data()});
+  joint_forward({&x, sums.largest, sums.joint_sums, own.data()});
+  const double unit = (m.log_base - 0.5 * kLog2Pi) * double(x.dims);
+  run_tasks(
+      [&](int64_t chunk) {
+        for (int64_t i = chunk * kRowsPerChunk; i < std::min((chunk + 1) * kRowsPerChunk, x.rows); ++i) {
+          double log_marginals = unit, squares = 0;
+          for (int64_t d = 0; d < x.dims; ++d) {
+            const double z = double(x.z_of(d)[i]);
+            log_marginals += double(logs[size_t(d * x.rows + i)]);
+            squares += z * z;
+          }
+          const double own_log = kLn2 * (double(own[size_t(i)]) - double(sums.largest[i])) -
+                                 std::log(double(sums.joint_sums[i])) - m.log_base;
+          const double log_joint = sums.log_joint(i) + m.log_base - 0.5 * kLog2Pi * double(x.dims);
+          set_terms(terms, x.rows, i, own_log, log_joint, log_marginals, squares, x.dims);
+        }
+      },
+      m.row_chunks());
+}
+
+void near_linear_backward(const ElboDecompositionBackwardArguments& a, const Latents& x, const Tensor& saved) {
+  const NearLinearSums sums(x, saved);
+  NearLinearGradients gradients(x);
+  std::vector<float> by_marginals, by_density, by_information;
+  for (int64_t i = 0; i < x.rows; ++i) {
+    const TermGradients g = gradients_of_terms(a, i);
+    by_marginals.push_back(float(g.kl - g.tc));
+    by_density.push_back(float(g.tc));
+    by_information.push_back(float(g.mi));
+  }
+  Matrix of_rows;
+  of_rows.data = reinterpret_cast<char*>(by_marginals.data());
+  of_rows.column = 1;
+  gradients.add_marginals(sums, of_rows);
+  gradients.add_joint(sums, by_density, by_information);
+  for (int64_t i = 0; i < x.rows; ++i) {
+    const double by_prior = gradients_of_terms(a, i).kl;
+    for (int64_t d = 0; d < x.dims; ++d)
+      gradients.d_z[size_t(d * x.rows + i)] += float(by_prior * double(x.z_of(d)[i]));
+  }
+  gradients.write(a.mixture->dtype, a.d_z, a.d_mu, a.d_logvar);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, const Tensor& mu, const Tensor& logvar,
                                                               double w_self, double w_other, int64_t reduction,
-                                                              double scale) {
+                                                              double scale, int64_t algorithm) {
   Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, 0);
   const ScalarType dtype = accumulate_type(m.dtype);
   const bool keep = ReductionKind(reduction) == ReductionKind::none;
   const auto term = [&] { return keep ? output({m.rows}, dtype, z) : output({}, dtype, z); };
   Tensor mi = term(), tc = term(), kl = term(), saved = output({m.rows, m.saved_columns()}, dtype, z);
   std::vector<double> terms(size_t(3 * m.rows));
-  FASTIB_PACK(m);
-  const ElboDecompositionArguments a{&m, Matrix(saved), terms.data()};
-  run_chunks(FASTIB_KERNEL_OF(m.dtype, forward), a, m.row_chunks());
+  if (const auto latents = near_linear_latents(m, algorithm, true)) {
+    near_linear_forward(m, *latents, saved, terms.data());
+  } else {
+    FASTIB_PACK(m);
+    const ElboDecompositionArguments a{&m, Matrix(saved), terms.data()};
+    run_chunks(FASTIB_KERNEL_OF(m.dtype, forward), a, m.row_chunks());
+  }
   const Tensor* outputs[] = {&mi, &tc, &kl};
   for (int k = 0; k < 3; ++k) {
     if (m.is_double()) reduce_terms<double>(terms, m.rows, keep, scale, *outputs[k], k);
@@ -72,22 +143,27 @@ std::tuple<Tensor, Tensor, Tensor> elbo_decomposition_backward(const MaybeTensor
                                                                const MaybeTensor& grad_kl, const Tensor& z,
                                                                const Tensor& mu, const Tensor& logvar,
                                                                const Tensor& saved, double w_self, double w_other,
-                                                               int64_t reduction, double scale) {
+                                                               int64_t reduction, double scale, int64_t algorithm) {
   Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, 0);
-  PartialGradients partial(m);
   Tensor d_z = output_like(z), d_mu = output_like(mu), d_logvar = output_like(logvar);
-  FASTIB_PACK(m);
-  const ElboDecompositionBackwardArguments a{&m,
-                                             &partial,
-                                             row_gradient(grad_mi, reduction),
-                                             row_gradient(grad_tc, reduction),
-                                             row_gradient(grad_kl, reduction),
-                                             Matrix(saved),
-                                             scale,
-                                             Matrix(d_z),
-                                             Matrix(d_mu),
-                                             Matrix(d_logvar)};
-  FASTIB_BACKWARD(m, partial, a);
+  ElboDecompositionBackwardArguments a{&m,
+                                       nullptr,
+                                       row_gradient(grad_mi, reduction),
+                                       row_gradient(grad_tc, reduction),
+                                       row_gradient(grad_kl, reduction),
+                                       Matrix(saved),
+                                       scale,
+                                       Matrix(d_z),
+                                       Matrix(d_mu),
+                                       Matrix(d_logvar)};
+  if (const auto latents = near_linear_latents(m, algorithm, true)) {
+    near_linear_backward(a, *latents, saved);
+  } else {
+    PartialGradients partial(m);
+    a.partial = &partial;
+    FASTIB_PACK(m);
+    FASTIB_BACKWARD(m, partial, a);
+  }
   return {d_z, d_mu, d_logvar};
 }
 
@@ -130,26 +206,15 @@ static void forward(const ElboDecompositionArguments& a, int64_t chunk) {
     }
     // log q(z|x) - log q(z) without their common part, so that it keeps its digits where both are large.
     const double own = double(own_exponent<S>(m, row, z)) - double(result.joint.max);
-    a.terms[row] = kLn2 * own - std::log(result.joint.sum) - result.log_unit;
-    a.terms[m.rows + row] = result.log_joint - log_marginals;
-    a.terms[2 * m.rows + row] = log_marginals + 0.5 * (squares + kLog2Pi * double(m.dims));
+    set_terms(a.terms, m.rows, row, kLn2 * own - std::log(result.joint.sum) - result.log_unit, result.log_joint,
+              log_marginals, squares, m.dims);
   });
-}
-
-struct TermGradients {
-  double mi, tc, kl;
-};
-
-template <class S>
-FASTIB_INLINE TermGradients gradients_of_terms(const ElboDecompositionBackwardArguments& a, int64_t row) {
-  const auto of = [&](const Matrix& grad) { return grad ? double(grad.at<S>(row)) * a.scale : 0; };
-  return {of(a.grad_mi), of(a.grad_tc), of(a.grad_kl)};
 }
 
 template <class S>
 FASTIB_INLINE void gradients_of_row(const ElboDecompositionBackwardArguments& a, int64_t row, S& joint, S& relative,
                                     S* marginals) {
-  const TermGradients g = gradients_of_terms<S>(a, row);
+  const TermGradients g = gradients_of_terms(a, row);
   joint = S(g.tc);
   relative = S(g.mi);
   std::fill_n(marginals, a.mixture->dims, S(g.kl - g.tc));
@@ -176,7 +241,7 @@ static void write_rows(const ElboDecompositionBackwardArguments& a, int64_t chun
   using S = Compute<T>;
   const Mixture& m = *a.mixture;
   finish_rows<T>(m, *a.partial, a.d_z, chunk, [&](int64_t row, int64_t d, double sum) {
-    return sum + gradients_of_terms<S>(a, row).kl * double(S(m.z.at<T>(row, d)));  // by log p(z)
+    return sum + gradients_of_terms(a, row).kl * double(S(m.z.at<T>(row, d)));  // by log p(z)
   });
 }
 

@@ -84,7 +84,9 @@ struct Mixture {
           double w_other, int64_t row_offset);
   bool is_double() const { return dtype == ScalarType::Double; }
   int64_t element_size() const { return is_double() ? sizeof(double) : sizeof(float); }
-  int64_t saved_columns() const { return dims + 2; }  // the joint's maximum and sum, then the sums of the marginals
+  // What the forward pass leaves to the backward pass, per row: the joint's maximum and sum, then the sums of the
+  // marginals, and room for as many numbers more, which NearLinearSums has.
+  int64_t saved_columns() const { return 2 * dims + 2; }
   int64_t component_chunks() const { return (components + kComponentsPerChunk - 1) / kComponentsPerChunk; }
   int64_t row_chunks() const { return (rows + kRowsPerChunk - 1) / kRowsPerChunk; }
   void choose_shifts();

@@ -185,6 +185,7 @@ static void mixture_forward(const Mixture& m, int64_t chunk, void* saved_data, D
       saved[0] = joint.max;
       saved[1] = S(joint.sum);
       finish_marginals(sums, m, b, r, saved + 2, logs.data());
+      std::fill_n(saved + 2 + m.dims, m.dims, S(0));
       for (int64_t d = 0; d < m.dims; ++d) logs[size_t(d)] += log_unit - 0.5 * kLog2Pi;
       const double log_joint =
           std::log(joint.sum) + kLn2 * double(joint.max) + log_unit - 0.5 * kLog2Pi * double(m.dims);
