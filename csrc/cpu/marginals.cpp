@@ -22,7 +22,18 @@ void marginals_backward(const MarginalGradients& g) {
 using Real = Vec<double>;
 constexpr int64_t kWidth = kLanes<double>;
 
-using Doubles = std::vector<double>;
+// Memory on the boundaries of vectors.
+template <class T>
+struct OnBoundaries {
+  using value_type = T;
+  static constexpr std::align_val_t kBoundary{kVectorBytes};
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kBoundary)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kBoundary); }
+  friend bool operator==(OnBoundaries, OnBoundaries) { return true; }
+  friend bool operator!=(OnBoundaries, OnBoundaries) { return false; }
+};
+
+using Doubles = std::vector<double, OnBoundaries<double> >;
 
 static Doubles zeros(int64_t count) { return Doubles(size_t(count + kWidth)); }  // and room for a whole vector
 
@@ -262,24 +273,76 @@ static Plan make_plan(const Latents& x, int64_t d) {
 
 // Grids.
 
-// Calls visit(k, n, y) for the vectors of nodes within the cutoff of a component: the number of the first node, the
-// density there, the distance from the mean. The next density is this one times a ratio, which itself is geometric.
-template <class Visit>
-FASTIB_INLINE void visit_nodes(const Segment& grid, double mu, double s, Visit visit) {
-  const double reach = marginal_cutoff / s, step = double(kWidth) * grid.h,
-               p2 = kRootHalfLog2E * kRootHalfLog2E * s * s;
-  const double first = std::floor((mu - reach) / grid.h), last = std::floor((mu + reach) / grid.h);
-  Real y = (lane_numbers() + first) * grid.h - mu, n = density(y, splat<Real>(s));
-  Real ratio = fast_exp2<Real>((y + y + step) * (-step * p2));
-  const Real next_ratio = fast_exp2<Real>(splat<Real>(-2 * step * step * p2));
-  const int64_t end = int64_t(last - grid.first);
-  for (int64_t k = int64_t(first - grid.first); k <= end; k += kWidth) {
-    visit(k, n, y);
-    n *= ratio;
-    ratio *= next_ratio;
-    y += step;
+FASTIB_INLINE Real power(Real x, int64_t n) {
+  Real result = splat<Real>(1);
+  for (; n > 0; n /= 2, x *= x)
+    if (n % 2 == 1) result *= x;
+  return result;
+}
+
+// The walks of a vector of components over the nodes within the cutoff of each: the numbers of the first node and of
+// the last; how far the first is from the mean; and the densities at the first vector of nodes. Those at the next are
+// these times a ratio, which itself is geometric.
+struct Walks {
+  double first[kWidth], last[kWidth], y[kWidth], next_ratio[kWidth];
+  Real n[kWidth], ratio[kWidth];
+
+  Walks(const Segment& grid, const double* means, const double* precisions) {
+    const Real mu = load<Real>(means), s = load<Real>(precisions), reach = marginal_cutoff / s;
+    const auto node = [&](Real x) { return floor_of(x * (1 / grid.h)) - grid.first; };
+    const Real begin = floor_of(node(mu - reach) * (1.0 / kWidth)) * double(kWidth);  // on the boundary of a vector
+    const Real from_mean = (begin + grid.first) * grid.h - mu;
+    store(first, begin);
+    store(last, node(mu + reach));
+    store(y, from_mean);
+    const Real p2h = s * s * (kRootHalfLog2E * kRootHalfLog2E * grid.h);
+    Real to_next = fast_exp2<Real>(-p2h * (from_mean + from_mean + grid.h));
+    const Real growth = fast_exp2<Real>(p2h * (-2 * grid.h));
+    n[0] = density(from_mean, s);
+    ratio[0] = power(to_next, kWidth) * power(growth, kWidth * (kWidth - 1) / 2);
+    const Real ratio_growth = power(growth, kWidth);
+    store(next_ratio, power(ratio_growth, kWidth));
+    for (int64_t lane = 1; lane < kWidth; ++lane) {
+      n[lane] = n[lane - 1] * to_next;
+      to_next *= growth;
+      ratio[lane] = ratio[lane - 1] * ratio_growth;
+    }
+    transpose(n);
+    transpose(ratio);
+  }
+};
+
+// For each component of a grid, calls visit(sums, k, n, y) for the vectors of nodes near it, k being the first node,
+// and then done(j, sums): these begin as Sums{}.
+template <class Sums, class Visit, class Done>
+FASTIB_INLINE void visit_nodes(const Plan& p, const Segment& grid, Visit visit, Done done) {
+  const double step = double(kWidth) * grid.h;
+  for (int64_t begin = grid.begin; begin < grid.end; begin += kWidth) {
+    const Walks walks(grid, &p.mu[size_t(begin)], &p.s[size_t(begin)]);
+    for (int64_t i = 0; i < std::min(kWidth, grid.end - begin); ++i) {
+      Real y = walks.y[i] + lane_numbers() * grid.h, n = walks.n[i], ratio = walks.ratio[i];
+      const Real next_ratio = splat<Real>(walks.next_ratio[i]);
+      const auto last = int64_t(walks.last[i]);
+      Sums sums{};
+      for (auto k = int64_t(walks.first[i]); k <= last; k += kWidth) {
+        visit(sums, k, n, y);
+        n *= ratio;
+        ratio *= next_ratio;
+        y += step;
+      }
+      done(begin + i, sums);
+    }
   }
 }
+
+// Memory for the nodes of one grid after the other, and for their cells where these are worth it.
+struct Grid {
+  Doubles nodes, cells;
+  Doubles& cleared_nodes(const Segment& grid) {
+    nodes.assign(size_t(grid.nodes + kPaddedNodes), 0.0);
+    return nodes;
+  }
+};
 
 // Where a vector of points lies in a grid: the first of the 12 nodes of each, and how far it is from their centre.
 // What lies beyond the grid is put to its beginning, where all nodes are 0.
@@ -298,23 +361,49 @@ struct Places {
   }
 };
 
+// The polynomial of a cell, by powers: the one between the middle two of the 12 nodes from `first` on.
+struct Polynomial {
+  static constexpr int64_t kParts = kPowers / kWidth;
+  Real part[kParts];
+
+  static Polynomial through(const double* first) {
+    Polynomial c{};
+    for (int64_t i = 0; i < kParts; ++i)
+      for (int t = 0; t < kNodes; ++t)
+        c.part[i] = fma<Real>(load<Real>(kInterpolation.by_node[t] + i * kWidth), first[t], c.part[i]);
+    return c;
+  }
+  static Polynomial at(const double* powers) {
+    Polynomial c;
+    for (int64_t i = 0; i < kParts; ++i) c.part[i] = load<Real>(powers + i * kWidth);
+    return c;
+  }
+  void write(double* powers) const {
+    for (int64_t i = 0; i < kParts; ++i) store(powers + i * kWidth, part[i]);
+  }
+};
+
+// Whether there are so many points to a cell that each cell's polynomial is formed but once.
+FASTIB_INLINE bool is_crowded(const Segment& grid) { return 2 * grid.nodes < grid.end_target - grid.first_target; }
+
 // Adds to sums and slopes of points, and the grid's mass to `near` of those that are on it.
-static void read_grid(const Plan& p, const Segment& grid, const double* nodes, Doubles& sums, Doubles& slopes,
-                      Doubles& near) {
-  constexpr int64_t parts = kPowers / kWidth;
+static void read_grid(const Plan& p, const Segment& grid, const Doubles& nodes, Doubles& cells, Doubles& sums,
+                      Doubles& slopes, Doubles& near) {
+  const bool crowded = is_crowded(grid);
+  if (crowded) {
+    cells.resize(size_t(grid.nodes * kPowers));
+    for (int64_t cell = 0; cell < grid.nodes; ++cell)
+      Polynomial::through(&nodes[size_t(cell)]).write(&cells[size_t(cell * kPowers)]);
+  }
   for (int64_t i = grid.first_target; i < grid.end_target; i += kWidth) {
     const Places at(grid, &p.z[size_t(i)]);
-    Real rows[parts][kWidth];
+    Real rows[Polynomial::kParts][kWidth];
     for_each_lane([&](int lane) {
-      const double* first = nodes + int64_t(at.node[lane]);
-      for (int64_t part = 0; part < parts; ++part) {
-        Real c{};
-        for (int t = 0; t < kNodes; ++t)
-          c = fma<Real>(load<Real>(kInterpolation.by_node[t] + part * kWidth), first[t], c);
-        rows[part][lane] = c;
-      }
+      const auto cell = size_t(at.node[lane]);
+      const Polynomial c = crowded ? Polynomial::at(&cells[cell * kPowers]) : Polynomial::through(&nodes[cell]);
+      for (int64_t part = 0; part < Polynomial::kParts; ++part) rows[part][lane] = c.part[part];
     });
-    for (int64_t part = 0; part < parts; ++part) transpose(rows[part]);
+    for (auto& part : rows) transpose(part);
     const auto coefficient = [&](int power) { return rows[power / kWidth][power % kWidth]; };
     Real value = coefficient(kPowers - 1), slope{};
     for (int power = kPowers - 2; power >= 0; --power) {
@@ -328,39 +417,51 @@ static void read_grid(const Plan& p, const Segment& grid, const double* nodes, D
   }
 }
 
+// The transpose of Polynomial::through.
+FASTIB_INLINE void add_to_nodes(const double* powers, double* first) {
+  for (int64_t i = 0; i < kPaddedNodes; i += kWidth) {
+    Real sum{};
+    for (int k = 0; k < kPowers; ++k) sum = fma<Real>(load<Real>(kInterpolation.by_power[k] + i), powers[k], sum);
+    store(first + i, load<Real>(first + i) + sum);
+  }
+}
+
 // The transpose: adds to the nodes what points weigh.
-static void fill_grid(const Plan& p, const Segment& grid, const Doubles& weights, double* nodes) {
-  constexpr int64_t parts = kPaddedNodes / kWidth;
+static void fill_grid(const Plan& p, const Segment& grid, const Doubles& weights, Doubles& cells, Doubles& nodes) {
+  const bool crowded = is_crowded(grid);
+  if (crowded) cells.assign(size_t(grid.nodes * kPowers), 0.0);
   for (int64_t i = grid.first_target; i < grid.end_target; i += kWidth) {
     const Places at(grid, &p.z[size_t(i)]);
-    double powers[kPowers][kWidth];
+    Real rows[Polynomial::kParts][kWidth];
     Real power = load<Real>(&weights[size_t(i)]);
-    for (auto& row : powers) {
-      store(row, power);
+    for (int k = 0; k < kPowers; ++k) {
+      rows[k / kWidth][k % kWidth] = power;
       power *= at.s;
     }
-    for (int lane = 0; lane < kWidth; ++lane) {
-      if (at.node[lane] == 0) continue;
-      double* first = nodes + int64_t(at.node[lane]);
-      for (int64_t part = 0; part < parts; ++part) {
-        Real sum = load<Real>(first + part * kWidth);
-        for (int k = 0; k < kPowers; ++k)
-          sum = fma<Real>(load<Real>(kInterpolation.by_power[k] + part * kWidth), powers[k][lane], sum);
-        store(first + part * kWidth, sum);
-      }
-    }
+    for (auto& part : rows) transpose(part);
+    for_each_lane([&](int lane) {
+      if (at.node[lane] == 0) return;
+      const auto cell = size_t(at.node[lane]);
+      double powers[kPowers];
+      double* to = crowded ? &cells[cell * kPowers] : powers;
+      for (int64_t part = 0; part < Polynomial::kParts; ++part)
+        store(to + part * kWidth, crowded ? load<Real>(to + part * kWidth) + rows[part][lane] : rows[part][lane]);
+      if (!crowded) add_to_nodes(powers, &nodes[cell]);
+    });
   }
+  for (int64_t cell = 0; crowded && cell < grid.nodes; ++cell)
+    add_to_nodes(&cells[size_t(cell * kPowers)], &nodes[size_t(cell)]);
 }
 
 // The forward pass.
 
-static void add_grid(const Plan& p, const Segment& grid, Doubles& nodes, Doubles& sums, Doubles& slopes,
-                     Doubles& near) {
-  nodes.assign(size_t(grid.nodes + kPaddedNodes), 0.0);
-  for (int64_t j = grid.begin; j < grid.end; ++j)
-    visit_nodes(grid, p.mu[size_t(j)], p.s[size_t(j)],
-                [&](int64_t k, Real n, Real) { store(&nodes[size_t(k)], load<Real>(&nodes[size_t(k)]) + n); });
-  read_grid(p, grid, nodes.data(), sums, slopes, near);
+static void add_grid(const Plan& p, const Segment& grid, Grid& memory, Doubles& sums, Doubles& slopes, Doubles& near) {
+  struct Nothing {};
+  Doubles& nodes = memory.cleared_nodes(grid);
+  visit_nodes<Nothing>(
+      p, grid, [&](Nothing, int64_t k, Real n, Real) { store(&nodes[size_t(k)], load<Real>(&nodes[size_t(k)]) + n); },
+      [](int64_t, Nothing) {});
+  read_grid(p, grid, nodes, memory.cells, sums, slopes, near);
 }
 
 // Calls visit(i, n, y) for the vectors of points in a window, with their density under component j.
@@ -501,10 +602,11 @@ static void write_logarithms(const Plan& p, const Doubles& sums, const Marginals
 
 static void forward(const Marginals& m, int64_t d) {
   Plan p = make_plan(*m.latents, d);
-  Doubles nodes, sums = zeros(p.rows), slopes = zeros(p.rows), near = zeros(p.rows);
+  Grid grid;
+  Doubles sums = zeros(p.rows), slopes = zeros(p.rows), near = zeros(p.rows);
   for (const Segment& segment : p.segments) {
     if (segment.pairs) add_pairs(p, segment, sums, slopes);
-    else add_grid(p, segment, nodes, sums, slopes, near);
+    else add_grid(p, segment, grid, sums, slopes, near);
   }
   if (p.has_own()) weigh_own(p, sums, slopes);
   const double tail =
@@ -523,15 +625,25 @@ static void forward(const Marginals& m, int64_t d) {
 
 // The backward pass.
 
+struct MomentLanes {
+  Real zeroth{}, first{}, second{};
+  void add(Real c, Real y) {
+    const Real by_mean = c * y;
+    zeroth += c;
+    first += by_mean;
+    second = fma<Real>(by_mean, y, second);
+  }
+};
+
 // Sums over points, for each component: of weight times density times y to the power of 0, 1 and 2.
 struct Moments {
   Doubles zeroth, first, second;
   explicit Moments(int64_t components) : zeroth(zeros(components)), first(zeroth), second(zeroth) {}
 
-  void add(int64_t j, Real zero, Real one, Real two) {
-    zeroth[size_t(j)] += fold_lanes<double>(zero);
-    first[size_t(j)] += fold_lanes<double>(one);
-    second[size_t(j)] += fold_lanes<double>(two);
+  void add(int64_t j, const MomentLanes& sums) {
+    zeroth[size_t(j)] += fold_lanes<double>(sums.zeroth);
+    first[size_t(j)] += fold_lanes<double>(sums.first);
+    second[size_t(j)] += fold_lanes<double>(sums.second);
   }
   void add(int64_t j, double n, double y) {
     zeroth[size_t(j)] += n;
@@ -540,31 +652,19 @@ struct Moments {
   }
 };
 
-static void add_grid_gradients(const Plan& p, const Segment& grid, const Doubles& weights, Doubles& nodes, Moments& m) {
-  nodes.assign(size_t(grid.nodes + kPaddedNodes), 0.0);
-  fill_grid(p, grid, weights, nodes.data());
-  for (int64_t j = grid.begin; j < grid.end; ++j) {
-    Real zero{}, one{}, two{};
-    visit_nodes(grid, p.mu[size_t(j)], p.s[size_t(j)], [&](int64_t k, Real n, Real y) {
-      const Real c = n * load<Real>(&nodes[size_t(k)]), by_mean = c * y;
-      zero += c;
-      one += by_mean;
-      two = fma<Real>(by_mean, y, two);
-    });
-    m.add(j, zero, one, two);
-  }
+static void add_grid_gradients(const Plan& p, const Segment& grid, const Doubles& weights, Grid& memory, Moments& m) {
+  Doubles& nodes = memory.cleared_nodes(grid);
+  fill_grid(p, grid, weights, memory.cells, nodes);
+  visit_nodes<MomentLanes>(
+      p, grid, [&](MomentLanes& sums, int64_t k, Real n, Real y) { sums.add(n * load<Real>(&nodes[size_t(k)]), y); },
+      [&](int64_t j, const MomentLanes& sums) { m.add(j, sums); });
 }
 
 static void add_pair_gradients(const Plan& p, const Segment& segment, const Doubles& weights, Moments& m) {
   for (int64_t j = segment.begin; j < segment.end; ++j) {
-    Real zero{}, one{}, two{};
-    visit_window(p, segment, j, [&](int64_t i, Real n, Real y) {
-      const Real c = n * load<Real>(&weights[size_t(i)]), by_mean = c * y;
-      zero += c;
-      one += by_mean;
-      two = fma<Real>(by_mean, y, two);
-    });
-    m.add(j, zero, one, two);
+    MomentLanes sums;
+    visit_window(p, segment, j, [&](int64_t i, Real n, Real y) { sums.add(n * load<Real>(&weights[size_t(i)]), y); });
+    m.add(j, sums);
   }
 }
 
@@ -601,7 +701,8 @@ static double add_apart_gradients(Plan& p, int64_t i, double grad, Moments& m) {
 static void backward(const MarginalGradients& g, int64_t d) {
   Plan p = make_plan(*g.latents, d);
   const float *sums = g.sums + d * p.rows, *slopes = g.slopes + d * p.rows;
-  Doubles nodes, weights = zeros(p.rows);
+  Grid grid;
+  Doubles weights = zeros(p.rows);
   Moments m(p.components + kWidth);
   float* d_z = g.d_z + d * p.rows;
   for (int64_t i = 0; i < p.rows; ++i) {
@@ -616,7 +717,7 @@ static void backward(const MarginalGradients& g, int64_t d) {
   }
   for (const Segment& segment : p.segments) {
     if (segment.pairs) add_pair_gradients(p, segment, weights, m);
-    else add_grid_gradients(p, segment, weights, nodes, m);
+    else add_grid_gradients(p, segment, weights, grid, m);
   }
   if (p.has_own()) add_own_gradients(p, weights, m);
   for (int64_t j = 0; j < p.components; ++j) {

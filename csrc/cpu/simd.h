@@ -291,19 +291,18 @@ FASTIB_INLINE S sum_lanes(Vec<S> v) {
   return sum;
 }
 
-// The same sum in another order: halves are added while they are vectors.
+// The same sum in another order: quarters are added while they are vectors. (By way of
+// memory it would keep the sums of a loop there.)
 template <class S>
 FASTIB_INLINE S fold_lanes(Vec<S> v) {
-  typedef S Four __attribute__((vector_size(4 * sizeof(S))));
   if constexpr (kLanes<S> < 4) {
     return sum_lanes<S>(v);
   } else {
-    Four sum;
-    std::memcpy(&sum, &v, sizeof(sum));
-    for (int i = 4; i < kLanes<S>; i += 4) {
-      Four next;
-      std::memcpy(&next, reinterpret_cast<const S*>(&v) + i, sizeof(next));
-      sum += next;
+    auto sum = __builtin_shufflevector(v, v, 0, 1, 2, 3);
+    if constexpr (kLanes<S> >= 8) sum += __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    if constexpr (kLanes<S> >= 16) {
+      sum += __builtin_shufflevector(v, v, 8, 9, 10, 11);
+      sum += __builtin_shufflevector(v, v, 12, 13, 14, 15);
     }
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
   }
