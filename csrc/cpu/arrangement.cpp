@@ -82,8 +82,8 @@ std::vector<int32_t> neighbours_together(int64_t count, const std::vector<int32_
 }  // namespace
 
 Arrangement::Arrangement(const Latents& x) : dims(natural_order(x.dims)) {
-  std::vector<Spread> spreads;
-  for (int64_t d = 0; d < x.dims; ++d) spreads.push_back(spread_of(x, d));
+  std::vector<Spread> spreads(static_cast<size_t>(x.dims));
+  run_tasks([&](int64_t d) { spreads[size_t(d)] = spread_of(x, d); }, x.dims);
   const auto variance = [&](int32_t d) { return spreads[size_t(d)].variance; };
   std::stable_sort(dims.begin(), dims.end(), [&](int32_t a, int32_t b) { return variance(a) > variance(b); });
   for (tested = 0; tested < std::min(kMostTested, x.dims) && variance(dims[size_t(tested)]) > kTelling;) ++tested;

@@ -74,17 +74,20 @@ void near_linear_forward(const Mixture& m, const Latents& x, const Tensor& saved
   const double unit = (m.log_base - 0.5 * kLog2Pi) * double(x.dims);
   run_tasks(
       [&](int64_t chunk) {
-        for (int64_t i = chunk * kRowsPerChunk; i < std::min((chunk + 1) * kRowsPerChunk, x.rows); ++i) {
-          double log_marginals = unit, squares = 0;
-          for (int64_t d = 0; d < x.dims; ++d) {
-            const double z = double(x.z_of(d)[i]);
-            log_marginals += double(logs[size_t(d * x.rows + i)]);
-            squares += z * z;
+        const int64_t begin = chunk * kRowsPerChunk, end = std::min(begin + kRowsPerChunk, x.rows);
+        double log_marginals[kRowsPerChunk] = {}, squares[kRowsPerChunk] = {};
+        for (int64_t d = 0; d < x.dims; ++d) {
+          const float *z = x.z_of(d), *log = logs.data() + d * x.rows;
+          for (int64_t i = begin; i < end; ++i) {
+            log_marginals[i - begin] += double(log[i]);
+            squares[i - begin] += double(z[i]) * double(z[i]);
           }
+        }
+        for (int64_t i = begin; i < end; ++i) {
           const double own_log = kLn2 * (double(own[size_t(i)]) - double(sums.largest[i])) -
                                  std::log(double(sums.joint_sums[i])) - m.log_base;
           const double log_joint = sums.log_joint(i) + m.log_base - 0.5 * kLog2Pi * double(x.dims);
-          set_terms(terms, x.rows, i, own_log, log_joint, log_marginals, squares, x.dims);
+          set_terms(terms, x.rows, i, own_log, log_joint, log_marginals[i - begin] + unit, squares[i - begin], x.dims);
         }
       },
       m.row_chunks());
@@ -93,23 +96,21 @@ void near_linear_forward(const Mixture& m, const Latents& x, const Tensor& saved
 void near_linear_backward(const ElboDecompositionBackwardArguments& a, const Latents& x, const Tensor& saved) {
   const NearLinearSums sums(x, saved);
   NearLinearGradients gradients(x);
-  std::vector<float> by_marginals, by_density, by_information;
+  std::vector<float> by_marginals, by_density, by_information, by_prior;
   for (int64_t i = 0; i < x.rows; ++i) {
     const TermGradients g = gradients_of_terms(a, i);
     by_marginals.push_back(float(g.kl - g.tc));
     by_density.push_back(float(g.tc));
     by_information.push_back(float(g.mi));
+    by_prior.push_back(float(g.kl));
   }
   Matrix of_rows;
   of_rows.data = reinterpret_cast<char*>(by_marginals.data());
   of_rows.column = 1;
   gradients.add_marginals(sums, of_rows);
   gradients.add_joint(sums, by_density, by_information);
-  for (int64_t i = 0; i < x.rows; ++i) {
-    const double by_prior = gradients_of_terms(a, i).kl;
-    for (int64_t d = 0; d < x.dims; ++d)
-      gradients.d_z[size_t(d * x.rows + i)] += float(by_prior * double(x.z_of(d)[i]));
-  }
+  for (int64_t d = 0; d < x.dims; ++d)
+    for (int64_t i = 0; i < x.rows; ++i) gradients.d_z[size_t(d * x.rows + i)] += by_prior[size_t(i)] * x.z_of(d)[i];
   gradients.write(a.mixture->dtype, a.d_z, a.d_mu, a.d_logvar);
 }
 

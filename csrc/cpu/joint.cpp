@@ -72,7 +72,9 @@ void joint_backward(const JointGradients& gradients) {
   const PartialGradients partial(plan.x.rows, plan.x.components, plan.x.dims, sizeof(float));
   const JointBackward a{&plan, &gradients, &partial};
   run_tasks([&](int64_t task) { FASTIB_KERNEL(backward)(a, task); }, partial.tasks());
-  run_tasks([&](int64_t d) { FASTIB_KERNEL(add_gradients)(a, d); }, plan.x.dims);
+  const int64_t chunks =
+      std::max(tasks_of(plan.x.rows, kRowsPerChunk), tasks_of(plan.x.components, kComponentsPerChunk));
+  run_tasks([&](int64_t task) { FASTIB_KERNEL(add_gradients)(a, task); }, chunks);
 }
 
 }  // namespace fastib
@@ -177,7 +179,7 @@ FASTIB_INLINE void add_squares(const Tile& tile, const float* z, int64_t begin, 
   for (int64_t d = begin; d < end; ++d) {
     const Real mu = load<Real>(tile.mu(d)), precision = load<Real>(tile.precision(d));
     for (int r = 0; r < kRows; ++r) {
-      const Real v = (z[d * kRows + r] - mu) * precision;
+      const Real v = (mu - z[d * kRows + r]) * precision;
       squares[r] = fma<Real>(v, v, squares[r]);
     }
   }
@@ -434,24 +436,24 @@ FASTIB_INLINE bool find_coefficients(const JointPlan& p, const Points& points, c
 
 // Adds the gradients of up to kTilesAtOnce tiles: to d_z, [dims, kRows] vectors, the sums of c y p^2, where y = z - mu
 // and p is the precision; to the columns of each tile, [dims, 2] vectors, those of c y and of c y^2; and the sum of c.
-static void add_gradients_of_tiles(const JointPlan& p, const Points& points, const int64_t* list, int64_t count,
+static void add_gradients_of_tiles(const JointPlan& p, const Points& points, const float* const* tiles, int64_t count,
                                    const Real* coefficients, Real* d_z, float* const* columns) {
   for (int64_t d = 0; d < p.x.dims; ++d) {
     Real z[kRows], by_z[kRows];
     for (int r = 0; r < kRows; ++r) z[r] = splat<Real>(points.z[d * kRows + r]), by_z[r] = d_z[d * kRows + r];
     for (int64_t k = 0; k < count; ++k) {
-      const Tile tile(p, list[k]);
-      const Real mu = load<Real>(tile.mu(d)), precision = load<Real>(tile.precision(d)), p2 = precision * precision;
+      const float* tile = tiles[k] + 2 * d * kWidth;
+      const Real mu = load<Real>(tile), precision = load<Real>(tile + kWidth), p2 = precision * precision;
       float* column = columns[k] + 2 * d * kWidth;
-      Real by_mean = load<Real>(column), by_square = load<Real>(column + kWidth);
+      Real by_mean[2] = {load<Real>(column), Real{}}, by_square[2] = {load<Real>(column + kWidth), Real{}};
       for (int r = 0; r < kRows; ++r) {
         const Real y = z[r] - mu, c = coefficients[k * kRows + r] * y;
-        by_mean += c;
-        by_square = fma<Real>(c, y, by_square);
+        by_mean[r % 2] += c;
+        by_square[r % 2] = fma<Real>(c, y, by_square[r % 2]);
         by_z[r] = fma<Real>(c, p2, by_z[r]);
       }
-      store(column, by_mean);
-      store(column + kWidth, by_square);
+      store(column, by_mean[0] + by_mean[1]);
+      store(column + kWidth, by_square[0] + by_square[1]);
     }
     for (int r = 0; r < kRows; ++r) d_z[d * kRows + r] = by_z[r];
   }
@@ -460,6 +462,23 @@ static void add_gradients_of_tiles(const JointPlan& p, const Points& points, con
     Real total = load<Real>(column);
     for (int r = 0; r < kRows; ++r) total += coefficients[k * kRows + r];
     store(column, total);
+  }
+}
+
+// The sums over lanes of kRows vectors, in order. Two vectors become one with half the lanes for each, and so on.
+FASTIB_INLINE void fold_rows(const Real* vectors, float* sums) {
+  Real v[kRows];
+  std::copy_n(vectors, kRows, v);
+  for (int64_t count = kRows / 2; count > 0; count /= 2) {
+    for (int64_t i = 0; i < count; ++i) {
+      Real low, high;
+      interleave(v[i], v[i + count], low, high, std::make_index_sequence<kWidth>());
+      v[i] = low + high;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    sums[r] = v[0][r];
+    for (int64_t lane = r + kRows; lane < kWidth; lane += kRows) sums[r] += v[0][lane];
   }
 }
 
@@ -485,7 +504,8 @@ static void add_gradients_of_block(const JointBackward& a, Points& points, SpanG
                                    Real* d_z) {
   const JointPlan& p = *a.plan;
   const RowGradients rows = read_gradients(a, points);
-  int64_t list[kTilesPerSum], some[kTilesAtOnce];
+  int64_t list[kTilesPerSum];
+  const float* tiles[kTilesAtOnce];
   float* columns[kTilesAtOnce];
   Real coefficients[kTilesAtOnce * kRows];
   const int64_t count = near_tiles(p, points, span.first, end, list);
@@ -494,11 +514,11 @@ static void add_gradients_of_block(const JointBackward& a, Points& points, SpanG
     Real* out = coefficients + found * kRows;
     if (points.own_in(list[k]) ? find_coefficients<true>(p, points, rows, list[k], out)
                                : find_coefficients<false>(p, points, rows, list[k], out)) {
-      columns[found] = span.column(list[k]);
-      some[found++] = list[k];
+      tiles[found] = Tile(p, list[k]).data;
+      columns[found++] = span.column(list[k]);
     }
     if (found == kTilesAtOnce || (k + 1 == count && found > 0)) {
-      add_gradients_of_tiles(p, points, some, found, coefficients, d_z, columns);
+      add_gradients_of_tiles(p, points, tiles, found, coefficients, d_z, columns);
       found = 0;
     }
   }
@@ -521,8 +541,12 @@ static void backward(const JointBackward& a, int64_t task) {
       Points points(p, b);
       std::fill_n(d_z, width, Real{});
       add_gradients_of_block(a, points, span, last, d_z);
-      for (int64_t k = 0; k < width; ++k)
-        row_sums[size_t((b - begin) * width + k)] += double(fold_lanes<float>(d_z[k]));
+      double* sums = row_sums.data() + (b - begin) * width;
+      for (int64_t d = 0; d < p.x.dims; ++d) {
+        float of_rows[kRows];
+        fold_rows(d_z + d * kRows, of_rows);
+        for (int r = 0; r < kRows; ++r) sums[d * kRows + r] += double(of_rows[r]);
+      }
       if ((b - begin) % kBlocksPerSum == kBlocksPerSum - 1) span.carry();
     }
     span.carry();
@@ -533,33 +557,56 @@ static void backward(const JointBackward& a, int64_t task) {
   std::copy(row_sums.begin(), row_sums.end(), rows);
 }
 
-// Adds the sums of all tasks to the gradients of one dimension.
-static void add_gradients(const JointBackward& a, int64_t k) {
+// Adds the sums of all tasks to the gradients of a block of points.
+static void add_gradients_of_rows(const JointBackward& a, int64_t b) {
   const JointPlan& p = *a.plan;
-  const JointGradients& g = *a.gradients;
-  const int64_t d = p.order.dims[size_t(k)], width = p.x.dims * kRows, column_size = (2 * p.x.dims + 1) * kWidth;
-  const int64_t all_blocks = (p.x.rows + kRows - 1) / kRows, all_tiles = tiles_of(p);
-  for (int64_t i = 0; i < p.x.rows; ++i) {
-    double sum = 0;
-    for (int64_t block = 0; block < a.partial->blocks; ++block)
-      sum += double(a.partial->rows.as<float>()[(block * all_blocks + i / kRows) * width + k * kRows + i % kRows]);
-    g.d_z[d * p.x.rows + p.order.rows[size_t(i)]] += float(-2 * kLn2 * sum);
-  }
-  for (int64_t i = 0; i < p.x.components; ++i) {
-    double by_mean = 0, by_square = 0, total = 0;
-    for (int64_t group = 0; group < a.partial->groups; ++group) {
-      const float* columns =
-          a.partial->columns.as<float>() + (group * all_tiles + i / kWidth) * column_size + i % kWidth;
-      by_mean += double(columns[2 * k * kWidth]);
-      by_square += double(columns[(2 * k + 1) * kWidth]);
-      total += double(columns[2 * p.x.dims * kWidth]);
+  const int64_t width = p.x.dims * kRows, all_blocks = (p.x.rows + kRows - 1) / kRows;
+  const Points points(p, b);
+  for (int64_t k = 0; k < p.x.dims; ++k) {
+    double sums[kRows] = {};
+    for (int64_t block = 0; block < a.partial->blocks; ++block) {
+      const float* rows = a.partial->rows.as<float>() + (block * all_blocks + b) * width + k * kRows;
+      for (int r = 0; r < kRows; ++r) sums[r] += double(rows[r]);
     }
-    const double precision = double(Tile(p, i / kWidth).precision(k)[i % kWidth]),
-                 p2 = 2 * kLn2 * precision * precision;
-    const int64_t out = d * p.x.components + p.order.components[size_t(i)];
-    g.d_mu[out] += float(p2 * by_mean);
-    g.d_logvar[out] += float(0.5 * (p2 * by_square - total));
+    float* d_z = a.gradients->d_z + p.order.dims[size_t(k)] * p.x.rows;
+    for (int64_t r = 0; r < points.count; ++r)
+      d_z[p.order.rows[size_t(points.first + r)]] += float(-2 * kLn2 * sums[r]);
   }
+}
+
+// And to those of a tile of components.
+static void add_gradients_of_columns(const JointBackward& a, int64_t i) {
+  const JointPlan& p = *a.plan;
+  const Tile tile(p, i);
+  const int64_t column_size = (2 * p.x.dims + 1) * kWidth;
+  const auto sum = [&](int64_t column, double (&sums)[kWidth]) {
+    std::fill_n(sums, kWidth, 0.0);
+    for (int64_t group = 0; group < a.partial->groups; ++group) {
+      const float* columns = a.partial->columns.as<float>() + (group * tiles_of(p) + i) * column_size + column * kWidth;
+      for (int64_t lane = 0; lane < kWidth; ++lane) sums[lane] += double(columns[lane]);
+    }
+  };
+  double total[kWidth], by_mean[kWidth], by_square[kWidth];
+  sum(2 * p.x.dims, total);
+  for (int64_t k = 0; k < p.x.dims; ++k) {
+    sum(2 * k, by_mean);
+    sum(2 * k + 1, by_square);
+    const int64_t first = p.order.dims[size_t(k)] * p.x.components;
+    for (int64_t lane = 0; lane < std::min(kWidth, p.x.components - i * kWidth); ++lane) {
+      const double precision = double(tile.precision(k)[lane]), p2 = 2 * kLn2 * precision * precision;
+      const int64_t out = first + p.order.components[size_t(i * kWidth + lane)];
+      a.gradients->d_mu[out] += float(p2 * by_mean[lane]);
+      a.gradients->d_logvar[out] += float(0.5 * (p2 * by_square[lane] - total[lane]));
+    }
+  }
+}
+
+static void add_gradients(const JointBackward& a, int64_t task) {
+  const int64_t blocks = kRowsPerChunk / kRows, tiles = kComponentsPerChunk / kWidth;
+  const int64_t all_blocks = (a.plan->x.rows + kRows - 1) / kRows;
+  for (int64_t b = task * blocks; b < std::min((task + 1) * blocks, all_blocks); ++b) add_gradients_of_rows(a, b);
+  for (int64_t i = task * tiles; i < std::min((task + 1) * tiles, tiles_of(*a.plan)); ++i)
+    add_gradients_of_columns(a, i);
 }
 
 #endif
