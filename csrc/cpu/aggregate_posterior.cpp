@@ -26,7 +26,7 @@ namespace {
 void near_linear_forward(const Mixture& m, const Latents& x, const Matrix& log_qz, const Matrix& log_qz_marginals,
                          const Tensor& saved) {
   const NearLinearSums sums(x, saved);
-  std::vector<float> logs(size_t(x.rows * x.dims));
+  std::vector<double> logs(size_t(x.rows * x.dims));
   marginals_forward({&x, sums.sums, sums.slopes, logs.data()});
   if (log_qz) joint_forward({&x, sums.largest, sums.joint_sums, nullptr});
   else std::fill_n(sums.largest, 2 * x.rows, 0.0f);
@@ -36,7 +36,7 @@ void near_linear_forward(const Mixture& m, const Latents& x, const Matrix& log_q
         for (int64_t i = chunk * kRowsPerChunk; i < std::min((chunk + 1) * kRowsPerChunk, x.rows); ++i) {
           if (log_qz) log_qz.at<float>(i) = float(sums.log_joint(i) + m.log_base - 0.5 * kLog2Pi * double(x.dims));
           for (int64_t d = 0; d < x.dims; ++d)
-            log_qz_marginals.at<float>(i, d) = float(double(logs[size_t(d * x.rows + i)]) + unit);
+            log_qz_marginals.at<float>(i, d) = float(logs[size_t(d * x.rows + i)] + unit);
         }
       },
       m.row_chunks());

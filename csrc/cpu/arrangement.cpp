@@ -24,6 +24,19 @@ Spread spread_of(const Latents& x, int64_t d) {
   return {squares / double(x.components) * std::exp(-mean_logvar), std::exp(-0.5 * mean_logvar)};
 }
 
+Extent extent_of(const Latents& x, int64_t d) {
+  const float *mu = x.mu_of(d), *logvar = x.logvar_of(d);
+  Extent extent;
+  float largest = -INFINITY;
+  for (int64_t j = 0; j < x.components; ++j) {
+    extent.least = std::min(extent.least, mu[j]);
+    extent.greatest = std::max(extent.greatest, mu[j]);
+    largest = std::max(largest, logvar[j]);
+  }
+  extent.precision = kRootHalfLog2E * std::exp(-0.5 * double(largest));
+  return extent;
+}
+
 // Halves a set of points at the median of the dimension in which it is longest, and the halves again.
 struct Halving {
   int64_t count, dims;
@@ -87,6 +100,8 @@ Arrangement::Arrangement(const Latents& x) : dims(natural_order(x.dims)) {
   const auto variance = [&](int32_t d) { return spreads[size_t(d)].variance; };
   std::stable_sort(dims.begin(), dims.end(), [&](int32_t a, int32_t b) { return variance(a) > variance(b); });
   for (tested = 0; tested < std::min(kMostTested, x.dims) && variance(dims[size_t(tested)]) > kTelling;) ++tested;
+  extents.resize(dims.size());
+  run_tasks([&](int64_t k) { extents[size_t(k)] = extent_of(x, dims[size_t(k)]); }, x.dims);
   components = neighbours_together(x.components, dims, tested, spreads, [&](int64_t d) { return x.mu_of(d); });
   rows = neighbours_together(x.rows, dims, tested, spreads, [&](int64_t d) { return x.z_of(d); });
   if (x.own_weight == 1 && x.row_offset + x.rows > x.components) return;

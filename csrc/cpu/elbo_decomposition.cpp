@@ -68,7 +68,8 @@ Matrix row_gradient(const MaybeTensor& grad, int64_t reduction) {
 
 void near_linear_forward(const Mixture& m, const Latents& x, const Tensor& saved, double* terms) {
   const NearLinearSums sums(x, saved);
-  std::vector<float> logs(size_t(x.rows * x.dims)), own(size_t(x.rows));
+  std::vector<double> logs(size_t(x.rows * x.dims));
+  std::vector<float> own(size_t(x.rows));
   marginals_forward({&x, sums.sums, sums.slopes, logs.data()});
   joint_forward({&x, sums.largest, sums.joint_sums, own.data()});
   const double unit = (m.log_base - 0.5 * kLog2Pi) * double(x.dims);
@@ -77,9 +78,10 @@ void near_linear_forward(const Mixture& m, const Latents& x, const Tensor& saved
         const int64_t begin = chunk * kRowsPerChunk, end = std::min(begin + kRowsPerChunk, x.rows);
         double log_marginals[kRowsPerChunk] = {}, squares[kRowsPerChunk] = {};
         for (int64_t d = 0; d < x.dims; ++d) {
-          const float *z = x.z_of(d), *log = logs.data() + d * x.rows;
+          const float* z = x.z_of(d);
+          const double* log = logs.data() + d * x.rows;
           for (int64_t i = begin; i < end; ++i) {
-            log_marginals[i - begin] += double(log[i]);
+            log_marginals[i - begin] += log[i];
             squares[i - begin] += double(z[i]) * double(z[i]);
           }
         }

@@ -160,7 +160,8 @@ static void pack_rows(const JointPlan& p, int64_t task) {
 struct Points {
   int64_t first, count;
   const float* z;               // [dims, kRows]
-  float threshold = -INFINITY;  // pairs with a smaller exponent may be left out
+  float thresholds[kRows];      // pairs of each with a smaller exponent may be left out
+  float threshold = -INFINITY;  // the least of them
   int64_t own[kRows];           // the components that are the points' own, or -1
 
   Points(const JointPlan& p, int64_t block)
@@ -191,14 +192,17 @@ FASTIB_INLINE bool find_squares(const JointPlan& p, const Tile& tile, const Poin
   for (Real& square : squares) square = Real{};
   int64_t d = 0;
   if (test) {
-    const Real room = load<Real>(tile.height()) - points.threshold;
+    const Real height = load<Real>(tile.height());
     while (d < p.order.tested) {
       const int64_t next = std::min(d + 4, p.order.tested);
       add_squares(tile, points.z, d, next, squares);
       d = next;
-      Real least = squares[0];
-      for (int r = 1; r < kRows; ++r) least = squares[r] < least ? squares[r] : least;
-      if (!any_less(least, room)) return false;
+      Real least = splat<Real>(INFINITY);
+      for (int r = 0; r < kRows; ++r) {
+        const Real sum = squares[r] + points.thresholds[r];
+        least = sum < least ? sum : least;
+      }
+      if (!any_less(least, height)) return false;
     }
   }
   add_squares(tile, points.z, d, p.x.dims, squares);
@@ -232,9 +236,23 @@ static int64_t near_tiles(const JointPlan& p, const Points& points, int64_t begi
   return count;
 }
 
-// What the exponents are held against: a density is dropped only where so much less than a part of it that is known.
-static float threshold(const JointPlan& p, float exponent) {
-  return float(double(exponent) + p.dropped - 0x1p-18 * std::abs(double(exponent)));
+// What no component's exponent is spared in the dimensions that are not tested.
+static double loss_untested(const JointPlan& p, const Points& points, int64_t r) {
+  double squares = 0;
+  for (int64_t k = p.order.tested; k < p.x.dims; ++k) {
+    const Extent& extent = p.order.extents[size_t(k)];
+    const double z = double(points.z[k * kRows + r]);
+    const double gap = std::max({z - double(extent.greatest), double(extent.least) - z, 0.0}) * extent.precision;
+    squares += gap * gap;
+  }
+  return squares;
+}
+
+// What the exponents in the tested dimensions are held against: a density is dropped only where so much less than a
+// part of it that is known, 2^exponent.
+static float threshold(const JointPlan& p, const Points& points, int64_t r, double exponent) {
+  const double loss = loss_untested(p, points, r);
+  return float(exponent + p.dropped + loss - 0x1p-18 * (std::abs(exponent) + loss));
 }
 
 // The forward pass.
@@ -290,7 +308,8 @@ static void find_likely(const JointPlan& p, Points& points, RowSums& rows) {
     for (int64_t i = 0; i < tiles_of(p) && largest <= kLowest; ++i) largest = largest_in_tile(p, points, i, r);
     rows.largest[r] = std::max(largest, kLowest);
     rows.sums[r] = 0;
-    least = std::min(least, threshold(p, rows.largest[r]));
+    points.thresholds[r] = threshold(p, points, r, double(rows.largest[r]));
+    least = std::min(least, points.thresholds[r]);
   }
   points.threshold = least;
 }
@@ -401,9 +420,8 @@ static RowGradients read_gradients(const JointBackward& a, Points& points) {
     const double density = double(g.largest[row]) + std::log2(double(g.sums[row]));
     const bool finite = std::abs(rows.quotient[r]) < INFINITY && !none;
     const bool nothing = rows.quotient[r] == 0;
-    points.threshold = std::min(points.threshold, nothing  ? INFINITY
-                                                  : finite ? threshold(*a.plan, float(density))
-                                                           : -INFINITY);
+    points.thresholds[r] = nothing ? INFINITY : finite ? threshold(*a.plan, points, r, density) : -INFINITY;
+    points.threshold = std::min(points.threshold, points.thresholds[r]);
   }
   return rows;
 }

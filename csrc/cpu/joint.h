@@ -29,11 +29,18 @@ struct JointGradients {
 void joint_forward(const Joint&);
 void joint_backward(const JointGradients&);
 
+// All components of one dimension: the least and the greatest mu, and the least precision sqrt(log2(e)/2) exp(-l/2).
+struct Extent {
+  float least = INFINITY, greatest = -INFINITY;
+  double precision = 0;
+};
+
 // Points and components in the order in which they are visited.
 struct Arrangement {
   std::vector<int32_t> rows, components, dims;  // what stands where
   std::vector<int32_t> own;                     // where the own component of each row stands
   int64_t tested;                               // so many dimensions, the first ones, tell components apart
+  std::vector<Extent> extents;                  // of the dimensions, in their order
 
   explicit Arrangement(const Latents& x);
 };

@@ -120,17 +120,29 @@ constexpr int64_t kMargin = 136;    // nodes around the components of a grid: kS
 constexpr double kLargestNode = 0x1p50;
 
 struct Plan {
-  int64_t rows, components;
+  int64_t rows, components, row_offset;
   double own_weight, mass = 0;
-  int64_t row_offset;
   Doubles z;                                 // of the points, in this order
   std::vector<int32_t> row;                  // of each
-  Doubles mu, s;                             // of the components, by octave; s is 1 / sigma
+  Doubles mu, s, log2_s;                     // of the components, by octave; s is 1 / sigma
   std::vector<int32_t> component, position;  // what stands where, and where what stands
   std::vector<char> exact;                   // whether the component is met pair by pair
   std::vector<Segment> segments;
   bool sorted = false;  // the points, by z
 
+  explicit Plan(const Latents& x)
+      : rows(x.rows),
+        components(x.components),
+        row_offset(x.row_offset),
+        own_weight(x.own_weight),
+        z(zeros(rows)),
+        row(size_t(rows)),
+        mu(zeros(components)),
+        s(mu),
+        log2_s(mu),
+        component(size_t(components)),
+        position(component),
+        exact(component.size()) {}
   bool has_own() const { return own_weight != 1; }
   int64_t own(int64_t target) const { return position[size_t(row[size_t(target)] + row_offset)]; }
 };
@@ -149,19 +161,21 @@ static void sort_targets(Plan& p) {
   p.sorted = true;
 }
 
-static int64_t first_target_from(const Plan& p, double z) {
-  return std::lower_bound(p.z.begin(), p.z.begin() + p.rows, z) - p.z.begin();
-}
-
 struct Range {
   int64_t begin, end;
 };
+
+// The points of [least, greatest], which may be one number where a component is narrower than that number's last digit.
+static Range targets_in(const Plan& p, double least, double greatest) {
+  const auto begin = p.z.begin(), end = begin + p.rows;
+  return {std::lower_bound(begin, end, least) - begin, std::upper_bound(begin, end, greatest) - begin};
+}
 
 // The points that a component may be near to.
 static Range window(const Plan& p, const Segment& segment, int64_t j) {
   if (!p.sorted) return {segment.first_target, segment.end_target};
   const double reach = kSeen / p.s[size_t(j)];
-  return {first_target_from(p, p.mu[size_t(j)] - reach), first_target_from(p, p.mu[size_t(j)] + reach)};
+  return targets_in(p, p.mu[size_t(j)] - reach, p.mu[size_t(j)] + reach);
 }
 
 // Nanoseconds, measured once on a Zen 4: only which way is the shorter counts.
@@ -182,8 +196,9 @@ static void add_segment(Plan& p, int64_t begin, int64_t end, double h) {
   const double last = std::floor(*least_greatest.second / h) + kMargin;
   segment.nodes = int64_t(std::min(last - segment.first, kLargestNode)) + 1;
   if (p.sorted) {
-    segment.first_target = first_target_from(p, segment.first * h);
-    segment.end_target = first_target_from(p, last * h);
+    const Range targets = targets_in(p, segment.first * h, last * h);
+    segment.first_target = targets.begin;
+    segment.end_target = targets.end;
   }
   for (int64_t j = begin; j < end; ++j) segment.mass += p.s[size_t(j)];
   p.mass += segment.mass;
@@ -233,27 +248,12 @@ static void add_octave(Plan& p, const Octave& octave) {
   add_segment(p, begin, octave.end, octave.h);
 }
 
-static Plan make_plan(const Latents& x, int64_t d) {
-  Plan p{x.rows, x.components,        x.own_weight,        0,  x.row_offset, zeros(x.rows),
-         {},     zeros(x.components), zeros(x.components), {}, {},           {},
-         {}};
-  p.row.resize(size_t(p.rows));
-  p.component.resize(size_t(p.components));
-  p.position.resize(size_t(p.components));
-  p.exact.resize(size_t(p.components));
-  const float *z = x.z_of(d), *mu = x.mu_of(d), *logvar = x.logvar_of(d);
-  for (int64_t i = 0; i < p.rows; ++i) p.z[size_t(i)] = double(z[i]), p.row[size_t(i)] = int32_t(i);
-
-  Doubles precision = zeros(p.components);
+// Puts the components in the order of their octaves, and those of sparse ones in that of their means.
+static std::vector<Octave> order_components(Plan& p, const float* mu, const float* logvar) {
   std::vector<int32_t> keys(size_t(p.components));
   const double log2_nodes = std::log2(kFewestNodes);
-  for (int64_t j = 0; j < p.components; ++j) {
-    precision[size_t(j)] = -0.5 * double(logvar[j]);
-    keys[size_t(j)] = int32_t(std::floor(-kLog2E * precision[size_t(j)] - log2_nodes));
-  }
-  for (int64_t j = 0; j < p.components; j += kWidth)
-    store(&precision[size_t(j)], exponential<Real>(load<Real>(&precision[size_t(j)])).value);
-
+  for (int64_t j = 0; j < p.components; ++j)
+    keys[size_t(j)] = int32_t(std::floor(0.5 * kLog2E * double(logvar[j]) - log2_nodes));
   const std::vector<Octave> octaves = find_octaves(p, keys, mu);
   for (const Octave& octave : octaves) {
     if (!octave.sparse) continue;
@@ -261,12 +261,24 @@ static Plan make_plan(const Latents& x, int64_t d) {
               [mu](int32_t a, int32_t b) { return mu[a] < mu[b] || (mu[a] == mu[b] && a < b); });
     if (!p.sorted) sort_targets(p);
   }
+  return octaves;
+}
+
+static Plan make_plan(const Latents& x, int64_t d) {
+  Plan p(x);
+  const float *z = x.z_of(d), *mu = x.mu_of(d), *logvar = x.logvar_of(d);
+  for (int64_t i = 0; i < p.rows; ++i) p.z[size_t(i)] = double(z[i]), p.row[size_t(i)] = int32_t(i);
+  const std::vector<Octave> octaves = order_components(p, mu, logvar);
   for (int64_t j = 0; j < p.components; ++j) {
     const int32_t source = p.component[size_t(j)];
-    p.mu[size_t(j)] = double(mu[source]);
-    p.s[size_t(j)] = precision[size_t(source)];
     p.position[size_t(source)] = int32_t(j);
+    p.mu[size_t(j)] = double(mu[source]);
+    p.s[size_t(j)] = -0.5 * double(logvar[source]);
+    p.log2_s[size_t(j)] = kLog2E * p.s[size_t(j)];
   }
+  for (int64_t j = 0; j < p.components; j += kWidth)
+    store(&p.s[size_t(j)], exponential<Real>(load<Real>(&p.s[size_t(j)])).value);
+  for (int64_t j = p.components; j < int64_t(p.log2_s.size()); ++j) p.log2_s[size_t(j)] = -INFINITY;
   for (const Octave& octave : octaves) add_octave(p, octave);
   return p;
 }
@@ -520,72 +532,72 @@ static void weigh_own(const Plan& p, Doubles& sums, Doubles& slopes) {
   }
 }
 
-// Points that are summed apart.
+// Points that are summed apart: all is relative to the largest density of a component at the point.
 
-struct ApartSum {
-  double sum, slope, shift;  // the sum times 2^shift
-};
+// What is 2^-80 of the largest term is left out; the largest itself is above this however large it is.
+FASTIB_INLINE double negligible(double largest) { return largest - 80 - 0x1p-50 * std::abs(largest); }
 
-// Calls visit(j, n, y) for all vectors of components, with their densities at z times 2^shift. The own one is as heavy
-// as the others, or has no weight at all.
+FASTIB_INLINE Real exponent_of(const Plan& p, int64_t j, Real y) {
+  const Real v = y * load<Real>(&p.s[size_t(j)]) * kRootHalfLog2E;
+  return load<Real>(&p.log2_s[size_t(j)]) - v * v;
+}
+
+// Calls visit(j, t, y) for the vectors of components with an exponent t above `least`.
 template <class Visit>
-FASTIB_INLINE void visit_components(const Plan& p, double z, double shift, Visit visit) {
+FASTIB_INLINE void visit_components(const Plan& p, double z, double least, Visit visit) {
   for (int64_t j = 0; j < p.components; j += kWidth) {
-    const Real y = z - load<Real>(&p.mu[size_t(j)]), s = load<Real>(&p.s[size_t(j)]), v = y * s * kRootHalfLog2E;
-    visit(j, s * fast_exp2<Real>(shift - v * v), y);
+    const Real y = z - load<Real>(&p.mu[size_t(j)]), t = exponent_of(p, j, y);
+    if (any_less(splat<Real>(least), t)) visit(j, t, y);
   }
 }
 
-static double least_square(const Plan& p, double z) {
-  const Real infinity = splat<Real>(double(INFINITY));
-  Real least = infinity;
-  for (int64_t j = 0; j < p.components; j += kWidth) {
-    const Real s = load<Real>(&p.s[size_t(j)]), v = (z - load<Real>(&p.mu[size_t(j)])) * s * kRootHalfLog2E;
-    const Real square = s > 0 ? v * v : infinity;
-    least = square < least ? square : least;
-  }
-  double result = least[0];
-  for_each_lane([&](int lane) { result = std::min(result, double(least[lane])); });
+static double largest_exponent(const Plan& p, double z) {
+  Real largest = splat<Real>(-INFINITY);
+  visit_components(p, z, -INFINITY, [&](int64_t, Real t, Real) { largest = t > largest ? t : largest; });
+  double result = largest[0];
+  for_each_lane([&](int lane) { result = std::max(result, double(largest[lane])); });
   return result;
 }
 
-// Its own component apart from the others, since its weight may be far from theirs: 0 here where there is none.
+// A point's own component apart from the others, among which it has no density here: its weight may be far from theirs.
 struct Alone {
   int64_t at = -1;
-  double s = 0, y = 0, square = double(INFINITY);
+  double y = 0, s = 0, log2_s = 0, exponent = -INFINITY;
 
   Alone(Plan& p, int64_t i) {
     if (!p.has_own()) return;
     at = p.own(i);
-    std::swap(s, p.s[size_t(at)]);
     y = p.z[size_t(i)] - p.mu[size_t(at)];
+    s = p.s[size_t(at)];
+    log2_s = p.log2_s[size_t(at)];
+    p.log2_s[size_t(at)] = -INFINITY;
     const double v = y * s * kRootHalfLog2E;
-    if (p.own_weight > 0) square = v * v - std::log2(p.own_weight);
+    if (p.own_weight > 0) exponent = log2_s + std::log2(p.own_weight) - v * v;
   }
-  double density(double shift) const { return square < double(INFINITY) ? s * std::exp2(shift - square) : 0; }
+  double density(double largest) const { return exponent > -INFINITY ? std::exp2(exponent - largest) : 0; }
   void restore(Plan& p) const {
-    if (at >= 0) p.s[size_t(at)] = s;
+    if (at >= 0) p.log2_s[size_t(at)] = log2_s;
   }
 };
 
-static ApartSum sum_apart(const Plan& p, double z, const Alone& own) {
-  const double shift = std::min(least_square(p, z), own.square);
-  if (shift == double(INFINITY)) return {0, 0, 0};
+// The sum times 2^largest, and the derivative of its logarithm.
+struct ApartSum {
+  double sum, slope, largest;
+};
+
+static ApartSum sum_apart(Plan& p, int64_t i) {
+  const Alone own(p, i);
+  const double z = p.z[size_t(i)], largest = std::max(largest_exponent(p, z), own.exponent);
   Real sum{}, slope{};
-  visit_components(p, z, shift, [&](int64_t j, Real n, Real y) {
-    const Real s = load<Real>(&p.s[size_t(j)]);
+  visit_components(p, z, negligible(largest), [&](int64_t j, Real t, Real y) {
+    const Real n = fast_exp2<Real>(t - largest), s = load<Real>(&p.s[size_t(j)]);
     sum += n;
     slope -= n * y * s * s;
   });
-  const double n = own.density(shift);
-  return {fold_lanes<double>(sum) + n, fold_lanes<double>(slope) - n * own.y * own.s * own.s, shift};
-}
-
-static double log_apart(Plan& p, int64_t i) {
-  const Alone own(p, i);
-  const ApartSum apart = sum_apart(p, p.z[size_t(i)], own);
   own.restore(p);
-  return std::log(apart.sum) - kLn2 * apart.shift;
+  const double n = own.density(largest), total = fold_lanes<double>(sum) + n;
+  if (largest == -INFINITY) return {0, 0, 0};
+  return {total, (fold_lanes<double>(slope) - n * own.y * own.s * own.s) / total, largest};
 }
 
 constexpr double kSmallestSum = 0x1p-120;  // that float holds, and its inverse
@@ -595,7 +607,7 @@ static void write_logarithms(const Plan& p, const Doubles& sums, const Marginals
     const Real log = logarithm<Real>(load<Real>(&sums[size_t(i)]));
     for (int64_t lane = 0; lane < std::min(kWidth, p.rows - i); ++lane) {
       const int64_t out = d * p.rows + p.row[size_t(i + lane)];
-      if (m.sums[out] > 0) m.logs[out] = float(log[lane]);
+      if (m.sums[out] > 0) m.logs[out] = log[lane];
     }
   }
 }
@@ -616,9 +628,15 @@ static void forward(const Marginals& m, int64_t d) {
     const double lost = tail * near[k] + std::exp(-0.5 * kSeen * kSeen) * (p.mass - near[k]);
     const bool certified = sums[k] >= kSmallestSum && lost <= (kLargestError - 2e-7) * sums[k];
     const int64_t out = d * p.rows + p.row[k];
-    m.sums[out] = certified ? float(sums[k]) : 0;
-    m.slopes[out] = certified ? float(slopes[k] / sums[k]) : 0;
-    if (!certified) m.logs[out] = float(log_apart(p, i));
+    if (certified) {
+      m.sums[out] = float(sums[k]);
+      m.slopes[out] = float(slopes[k] / sums[k]);
+    } else {
+      const ApartSum apart = sum_apart(p, i);
+      m.sums[out] = -float(apart.sum);
+      m.slopes[out] = float(apart.slope);
+      m.logs[out] = std::log(apart.sum) + kLn2 * apart.largest;
+    }
   }
   write_logarithms(p, sums, m, d);
 }
@@ -678,24 +696,21 @@ static void add_own_gradients(const Plan& p, const Doubles& weights, Moments& m)
   }
 }
 
-// Returns the gradient of z.
-static double add_apart_gradients(Plan& p, int64_t i, double grad, Moments& m) {
+// For a point that was summed apart, or whose gradient is not finite: that all components are to see.
+static void add_apart_gradients(Plan& p, int64_t i, double grad, double sum, Moments& m) {
   const Alone own(p, i);
-  const double z = p.z[size_t(i)];
-  const ApartSum apart = sum_apart(p, z, own);
-  const double scale = apart.sum > 0 ? grad / apart.sum : 0;  // a density of 0 has no gradient
-  if (apart.sum > 0) {
-    visit_components(p, z, apart.shift, [&](int64_t j, Real n, Real y) {
-      const auto add = [j](Doubles& to, Real x) { store(&to[size_t(j)], load<Real>(&to[size_t(j)]) + x); };
-      const Real c = n * scale;
-      add(m.zeroth, c);
-      add(m.first, c * y);
-      add(m.second, c * y * y);
-    });
-    if (own.at >= 0) m.add(own.at, scale * own.density(apart.shift), own.y);
-  }
+  const double z = p.z[size_t(i)], largest = std::max(largest_exponent(p, z), own.exponent);
+  const double scale = grad / (sum < 0 ? -sum : sum * std::exp2(-largest));
+  const double least = std::abs(grad) < double(INFINITY) ? negligible(largest) : -double(INFINITY);
+  visit_components(p, z, least, [&](int64_t j, Real t, Real y) {
+    const auto add = [j](Doubles& to, Real x) { store(&to[size_t(j)], load<Real>(&to[size_t(j)]) + x); };
+    const Real c = fast_exp2<Real>(t - largest) * scale, by_mean = c * y;
+    add(m.zeroth, c);
+    add(m.first, by_mean);
+    add(m.second, by_mean * y);
+  });
+  if (own.at >= 0) m.add(own.at, scale * own.density(largest), own.y);
   own.restore(p);
-  return scale * apart.slope;
 }
 
 static void backward(const MarginalGradients& g, int64_t d) {
@@ -707,13 +722,11 @@ static void backward(const MarginalGradients& g, int64_t d) {
   float* d_z = g.d_z + d * p.rows;
   for (int64_t i = 0; i < p.rows; ++i) {
     const int64_t row = p.row[size_t(i)];
-    const double grad = double(g.grads.at<float>(d, row));
-    if (sums[row] > 0 && std::abs(grad) < double(INFINITY)) {
-      weights[size_t(i)] = grad / double(sums[row]);
-      d_z[row] += float(grad * double(slopes[row]));
-    } else {  // also what is not finite: all components are to see it
-      d_z[row] += grad == 0 ? 0 : float(add_apart_gradients(p, i, grad, m));
-    }
+    const double grad = double(g.grads.at<float>(d, row)), sum = double(sums[row]);
+    if (sum == 0 || grad == 0) continue;  // a density of 0 has no gradient
+    d_z[row] += float(grad * double(slopes[row]));
+    if (sum > 0 && std::abs(grad) < double(INFINITY)) weights[size_t(i)] = grad / sum;
+    else add_apart_gradients(p, i, grad, sum, m);
   }
   for (const Segment& segment : p.segments) {
     if (segment.pairs) add_pair_gradients(p, segment, weights, m);

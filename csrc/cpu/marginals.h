@@ -21,7 +21,8 @@ struct Marginals {
   const Latents* latents;
   // [dims, rows]: the sum of densities times sqrt(2 pi), the derivative of its logarithm, and the logarithm. For points
   // that were summed apart the sum is 0: the backward pass is to do the same.
-  float *sums, *slopes, *logs;
+  float *sums, *slopes;
+  double* logs;
 };
 
 struct MarginalGradients {
