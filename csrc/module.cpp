@@ -6,6 +6,8 @@
 
 #include "common/stable.h"
 #include "cpu/isa.h"
+#include "cpu/joint.h"
+#include "cpu/marginals.h"
 
 namespace {
 
@@ -38,11 +40,27 @@ PyObject* poison_results(PyObject*, PyObject* argument) {
   Py_RETURN_NONE;
 }
 
+// Sets *to to a Python number.
+PyObject* set_number(double* to, PyObject* number) {
+  const double value = PyFloat_AsDouble(number);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  *to = value;
+  Py_RETURN_NONE;
+}
+
+PyObject* set_marginal_cutoff(PyObject*, PyObject* argument) { return set_number(&fastib::marginal_cutoff, argument); }
+
+PyObject* set_joint_dropped_bits(PyObject*, PyObject* argument) {
+  return set_number(&fastib::joint_dropped_bits, argument);
+}
+
 PyMethodDef methods[] = {
     {"isa", isa, METH_NOARGS, "Name of the instruction set that the kernels run on."},
     {"supported_isas", supported_isas, METH_NOARGS, "Names that use_isa accepts here, slowest first."},
     {"use_isa", use_isa, METH_O, "Run the kernels on the named instruction set from now on."},
     {"poison_results", poison_results, METH_O, "For tests: whether results are NaN until a kernel writes them."},
+    {"set_marginal_cutoff", set_marginal_cutoff, METH_O, "For tests: the cutoff of csrc/cpu/marginals.h; 7 is usual."},
+    {"set_joint_dropped_bits", set_joint_dropped_bits, METH_O, "For tests: that of csrc/cpu/joint.h; 24 is usual."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

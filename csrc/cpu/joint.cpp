@@ -55,7 +55,7 @@ JointPlan::JointPlan(const Latents& latents)
       boxes(order.tested * 3 * padded_tiles * int64_t(sizeof(float))),
       highest(padded_tiles * int64_t(sizeof(float))),
       z(padded(x.rows, kWidest) * x.dims * int64_t(sizeof(float))),
-      dropped(-kDroppedBits - std::log2(double(x.components)) - 1),
+      dropped(-joint_dropped_bits - std::log2(double(x.components)) - 1),
       log2_own(x.own_weight > 0 ? float(std::log2(x.own_weight)) : std::numeric_limits<float>::lowest()) {
   run_tasks([&](int64_t task) { FASTIB_KERNEL(pack_tiles)(*this, task); }, tasks_of(x.components, kComponentsPerChunk));
   run_tasks([&](int64_t task) { FASTIB_KERNEL(pack_rows)(*this, task); }, tasks_of(x.rows, kRowsPerChunk));

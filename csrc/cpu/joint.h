@@ -3,15 +3,16 @@
 // The exponent of a pair, C - sum_d v^2 (see mixture.h), only falls as dimensions are added. Dimensions that tell
 // components apart come first, and points and components are put in an order in which those near each other in these
 // dimensions are neighbours. A tile of components is dropped for a block of points when no pair of theirs can add
-// 2^-kDroppedBits / N to the density of its point: all that is dropped is then less than 2^-kDroppedBits of it. First
-// the boxes around the two are held against each other, then the exponents of the pairs, after a few dimensions each.
+// 2^-joint_dropped_bits / N to the density of its point: all that is dropped is then less than 2^-joint_dropped_bits of
+// it. First the boxes around the two are held against each other, then the exponents of the pairs, after a few
+// dimensions each.
 #pragma once
 
 #include "latents.h"
 
 namespace fastib {
 
-constexpr double kDroppedBits = 24;
+inline double joint_dropped_bits = 24;  // tests make it smaller
 
 struct Joint {
   const Latents* latents;

@@ -153,11 +153,22 @@ FASTIB_INLINE Real density(Real y, Real s) {
   return s * fast_exp2<Real>(-v * v);
 }
 
-static void sort_targets(Plan& p) {
-  std::vector<std::pair<double, int32_t> > order;
-  for (int64_t i = 0; i < p.rows; ++i) order.emplace_back(p.z[size_t(i)], int32_t(i));
-  std::sort(order.begin(), order.end());
-  for (int64_t i = 0; i < p.rows; ++i) std::tie(p.z[size_t(i)], p.row[size_t(i)]) = order[size_t(i)];
+// Sorts numbers of points or components by their place x, and those at one place by number.
+static void sort_by_place(const float* x, int32_t* begin, int32_t* end) {
+  std::vector<uint64_t> keys;
+  for (const int32_t* i = begin; i != end; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + *i, sizeof(bits));
+    bits ^= bits >> 31 != 0 ? 0xffffffffu : 0x80000000u;  // in the order of the floats
+    keys.push_back(uint64_t(bits) << 32 | uint32_t(*i));
+  }
+  std::sort(keys.begin(), keys.end());
+  for (const uint64_t key : keys) *begin++ = int32_t(uint32_t(key));
+}
+
+static void sort_targets(Plan& p, const float* z) {
+  sort_by_place(z, p.row.data(), p.row.data() + p.rows);
+  for (int64_t i = 0; i < p.rows; ++i) p.z[size_t(i)] = double(z[p.row[size_t(i)]]);
   p.sorted = true;
 }
 
@@ -187,7 +198,7 @@ static bool pairs_are_cheaper(const Plan& p, const Segment& segment) {
     const Range range = window(p, segment, j);
     pairs += double(range.end - range.begin) * double(step);
   }
-  return 20 * double(count) + 1.4 * pairs < 70 * double(count) + 14 * targets + 0.5 * double(segment.nodes);
+  return 20 * double(count) + 1.4 * pairs < 45 * double(count) + 14 * targets + 0.5 * double(segment.nodes);
 }
 
 static void add_segment(Plan& p, int64_t begin, int64_t end, double h) {
@@ -248,8 +259,15 @@ static void add_octave(Plan& p, const Octave& octave) {
   add_segment(p, begin, octave.end, octave.h);
 }
 
+constexpr int64_t kFewTargets = 32;  // are summed apart, all of them, sooner than a grid is made
+
 // Puts the components in the order of their octaves, and those of sparse ones in that of their means.
 static std::vector<Octave> order_components(Plan& p, const float* mu, const float* logvar) {
+  if (p.rows < kFewTargets) {
+    for (int64_t j = 0; j < p.components; ++j) p.component[size_t(j)] = int32_t(j);
+    p.mass = INFINITY;  // so that none is certified
+    return {};
+  }
   std::vector<int32_t> keys(size_t(p.components));
   const double log2_nodes = std::log2(kFewestNodes);
   for (int64_t j = 0; j < p.components; ++j)
@@ -257,9 +275,7 @@ static std::vector<Octave> order_components(Plan& p, const float* mu, const floa
   const std::vector<Octave> octaves = find_octaves(p, keys, mu);
   for (const Octave& octave : octaves) {
     if (!octave.sparse) continue;
-    std::sort(p.component.begin() + octave.begin, p.component.begin() + octave.end,
-              [mu](int32_t a, int32_t b) { return mu[a] < mu[b] || (mu[a] == mu[b] && a < b); });
-    if (!p.sorted) sort_targets(p);
+    sort_by_place(mu, p.component.data() + octave.begin, p.component.data() + octave.end);
   }
   return octaves;
 }
@@ -269,6 +285,8 @@ static Plan make_plan(const Latents& x, int64_t d) {
   const float *z = x.z_of(d), *mu = x.mu_of(d), *logvar = x.logvar_of(d);
   for (int64_t i = 0; i < p.rows; ++i) p.z[size_t(i)] = double(z[i]), p.row[size_t(i)] = int32_t(i);
   const std::vector<Octave> octaves = order_components(p, mu, logvar);
+  if (std::any_of(octaves.begin(), octaves.end(), [](const Octave& octave) { return octave.sparse; }))
+    sort_targets(p, z);
   for (int64_t j = 0; j < p.components; ++j) {
     const int32_t source = p.component[size_t(j)];
     p.position[size_t(source)] = int32_t(j);
