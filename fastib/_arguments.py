@@ -243,16 +243,20 @@ SAMPLE_REDUCTIONS = ("none", "sum", "mean")
 
 
 def decomposition(
-    z: Any, mu: Any, logvar: Any, dataset_size: Any, estimator: Any, reduction: Any
-) -> tuple[float, float, int, float]:
-    """The weights of the estimator, and the reduction of one value per sample, as its kind and factor."""
+    z: Any, mu: Any, logvar: Any, dataset_size: Any, estimator: Any, row_offset: Any, reduction: Any
+) -> tuple[float, float, int, int, float]:
+    """The weights of the estimator, the offset, and the reduction of one value per sample as its kind and factor."""
     check_posteriors(z, mu, logvar)
-    if z.shape[0] != mu.shape[0]:
+    if row_offset is not None:
+        check_part(row_offset, z, mu)
+    elif z.shape[0] != mu.shape[0]:
         raise ValueError(f"z must have one row for each row of mu, {mu.shape[0]}, got {z.shape[0]}")
     weights = estimator_weights(estimator, dataset_size, mu.shape[0])
     check_choice("reduction", reduction, SAMPLE_REDUCTIONS)
     kind = Reduction.NONE if reduction == "none" else Reduction.SUM
-    return *weights, kind, 1 / z.shape[0] if reduction == "mean" else 1.0
+    rows = z.shape[0]
+    scale = 1.0 if reduction != "mean" else 1 / rows if rows else math.nan
+    return *weights, row_offset or 0, kind, scale
 
 
 def mixture_weights(
@@ -289,7 +293,14 @@ def mixture_weights(
 def check_row_offset(row_offset: Any, weights: tuple[float, float], z: Tensor, mu: Tensor) -> None:
     """Row i's own component is i + row_offset, which must exist where it weighs more or less than the others."""
     check_integer("row_offset", row_offset, 0)
-    if weights[0] != weights[1] and row_offset + z.shape[0] > mu.shape[0]:
+    if weights[0] != weights[1]:
+        check_part(row_offset, z, mu)
+
+
+def check_part(row_offset: Any, z: Tensor, mu: Tensor) -> None:
+    """Raises unless each row of z has a component of its own."""
+    check_integer("row_offset", row_offset, 0)
+    if row_offset + z.shape[0] > mu.shape[0]:
         raise ValueError(
             f"row_offset must leave each row of z its own component: row_offset={row_offset} and {z.shape[0]} rows "
             f"exceed the {mu.shape[0]} components"

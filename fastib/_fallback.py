@@ -279,16 +279,18 @@ def _elbo_decomposition_kernel(
     logvar: Tensor,
     w_self: float,
     w_other: float,
+    row_offset: int,
     reduction: int,
     scale: float,
     algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     log_q, log_q_marginals, saved = _aggregate_posterior_kernel(
-        z, mu, logvar, None, w_self, w_other, 0, algorithm, True
+        z, mu, logvar, None, w_self, w_other, row_offset, algorithm, True
     )
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
     mi, tc, kl = (
-        _formulas.reduce(t, reduction, scale) for t in _formulas.decompose(z, mu, logvar, log_q, log_q_marginals)
+        _formulas.reduce(t, reduction, scale)
+        for t in _formulas.decompose(z, mu, logvar, row_offset, log_q, log_q_marginals)
     )
     return mi, tc, kl, saved
 
@@ -303,6 +305,7 @@ def _elbo_decomposition_backward(
     saved: Tensor,
     w_self: float,
     w_other: float,
+    row_offset: int,
     reduction: int,
     scale: float,
     algorithm: int,
@@ -313,16 +316,15 @@ def _elbo_decomposition_backward(
         sample if grad is None else (grad * scale).expand(sample.shape) for grad in (grad_mi, grad_tc, grad_kl)
     )
     d_x, d_m, d_lv = _aggregate_posterior_backward(
-        tc - mi, (kl - tc)[:, None].expand(x.shape), x, m, lv, None, saved, w_self, w_other, 0, algorithm, True
+        tc - mi, (kl - tc)[:, None].expand(x.shape), x, m, lv, None, saved, w_self, w_other, row_offset, algorithm, True
     )
-    std = torch.exp(lv / 2)
-    u = (x - m) / std
+    own = slice(row_offset, row_offset + x.shape[0])
+    std = torch.exp(lv[own] / 2)
+    u = (x - m[own]) / std
     by_x, mi = mi[:, None] * u / std, mi[:, None]
-    return (
-        _dense(d_x - by_x + kl[:, None] * x, z),
-        _dense(d_m + by_x, mu),
-        _dense(d_lv + mi * (u**2 - 1) / 2, logvar),
-    )
+    d_m[own] += by_x
+    d_lv[own] += mi * (u**2 - 1) / 2
+    return _dense(d_x - by_x + kl[:, None] * x, z), _dense(d_m, mu), _dense(d_lv, logvar)
 
 
 # Noise that wants a gradient is rare, and not worth a compiled kernel.

@@ -95,10 +95,11 @@ def mixture(pairs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompose(
-    z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, log_q_marginals: Tensor
+    z: Tensor, mu: Tensor, logvar: Tensor, row_offset: int, log_q: Tensor, log_q_marginals: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mutual information, total correlation and dimension-wise KL of each sample."""
+    own = slice(row_offset, row_offset + z.shape[0])
     marginals = log_q_marginals.sum(-1)
-    log_q_given_x = log_normal(z, mu, logvar).sum(-1)
+    log_q_given_x = log_normal(z, mu[own], logvar[own]).sum(-1)
     log_p = -(z**2 + _LOG_2PI).sum(-1) / 2
     return log_q_given_x - log_q, log_q - marginals, marginals - log_p

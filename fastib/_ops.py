@@ -410,7 +410,7 @@ class AggregatePosterior(Function):
 
 
 @_operator(
-    f"elbo_decomposition({_MIXTURE}, {_WEIGHTS}, int reduction, float scale, int algorithm) "
+    f"elbo_decomposition({_MIXTURE}, {_WEIGHTS}, int row_offset, int reduction, float scale, int algorithm) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def elbo_decomposition(
@@ -419,6 +419,7 @@ def elbo_decomposition(
     logvar: Tensor,
     w_self: float,
     w_other: float,
+    row_offset: int,
     reduction: int,
     scale: float,
     algorithm: int,
@@ -430,7 +431,7 @@ def elbo_decomposition(
 
 @_operator(
     f"elbo_decomposition_backward(Tensor? grad_mi, Tensor? grad_tc, Tensor? grad_kl, {_MIXTURE}, Tensor saved, "
-    f"{_WEIGHTS}, int reduction, float scale, int algorithm) -> (Tensor, Tensor, Tensor)"
+    f"{_WEIGHTS}, int row_offset, int reduction, float scale, int algorithm) -> (Tensor, Tensor, Tensor)"
 )
 def elbo_decomposition_backward(
     grad_mi: Tensor | None,

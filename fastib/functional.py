@@ -446,6 +446,7 @@ def elbo_decomposition(
     dataset_size: int | None = None,
     *,
     estimator: str = "mss",
+    row_offset: int | None = None,
     reduction: str = "mean",
     algorithm: str = "auto",
 ) -> ELBODecomposition:
@@ -461,12 +462,13 @@ def elbo_decomposition(
     in one pass. Their sum is the Monte-Carlo KL, log q(z|x) - log p(z), whatever the weights.
 
     Args:
-        z: one sample of each posterior, [B, D].
+        z: one sample of each posterior, [B, D]; or of a part of them, [S, D], with a `row_offset`.
         mu: means, [B, D].
         logvar: logarithms of the variances, [B, D].
         dataset_size: N, the number of training samples. "mss" and "mws" need it; it is never guessed.
         estimator: "mss", "mws", "in_batch" or "leave_one_out": see `aggregate_posterior`. A short last batch has the
             weights of its own size.
+        row_offset: z has samples of the posteriors from this one on: for a part of a batch against all of it.
         reduction: over the samples: "none", "sum" or "mean".
         algorithm: "direct", "near_linear", or "auto" for the faster one: see `aggregate_posterior`.
 
@@ -480,7 +482,7 @@ def elbo_decomposition(
     Raises:
         TypeError: for a tensor of a wrong dtype, or a `dataset_size` that is not an integer.
         ValueError: if shapes or devices do not match; for an unknown estimator, reduction or algorithm, N missing or
-            smaller than B, or B < 2 where the estimator divides by B - 1.
+            smaller than B, B < 2 where the estimator divides by B - 1, or rows beyond the posteriors.
 
     Source: Chen et al. 2018, equation 2; Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -492,10 +494,9 @@ def elbo_decomposition(
     >>> round(terms.mutual_information_ceiling, 4)
     6.9078
     """
-    w_self, w_other, kind, scale = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, reduction)
-    summation = _arguments.algorithm_of(algorithm)
-    terms = _ops.ELBODecomposition.apply(z, mu, logvar, w_self, w_other, kind, scale, summation)
-    return ELBODecomposition.of(terms, w_self)
+    options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
+    terms = _ops.ELBODecomposition.apply(z, mu, logvar, *options, _arguments.algorithm_of(algorithm))
+    return ELBODecomposition.of(terms, w_self=options[0])
 
 
 def total_correlation(
@@ -505,6 +506,7 @@ def total_correlation(
     dataset_size: int | None = None,
     *,
     estimator: str = "mss",
+    row_offset: int | None = None,
     reduction: str = "mean",
     algorithm: str = "auto",
 ) -> Tensor:
@@ -526,6 +528,13 @@ def total_correlation(
     tensor(2.7726)
     """
     decomposition = elbo_decomposition(
-        z, mu, logvar, dataset_size, estimator=estimator, reduction=reduction, algorithm=algorithm
+        z,
+        mu,
+        logvar,
+        dataset_size,
+        estimator=estimator,
+        row_offset=row_offset,
+        reduction=reduction,
+        algorithm=algorithm,
     )
     return decomposition.total_correlation

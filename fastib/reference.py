@@ -187,17 +187,22 @@ def elbo_decomposition(
     dataset_size: int | None = None,
     *,
     estimator: str = "mss",
+    row_offset: int | None = None,
     reduction: str = "mean",
     algorithm: str = "auto",
 ) -> ELBODecomposition:
     """See `fastib.elbo_decomposition`, but for `algorithm`, which is checked and means nothing here."""
     _arguments.algorithm_of(algorithm)
-    w_self, w_other, kind, scale = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, reduction)
+    w_self, w_other, offset, kind, scale = _arguments.decomposition(
+        z, mu, logvar, dataset_size, estimator, row_offset, reduction
+    )
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
     log_q, log_q_marginals = _formulas.mixture(
-        _formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, None, w_self, w_other, 0)
+        _formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, None, w_self, w_other, offset)
     )
-    terms = (_formulas.reduce(t, kind, scale) for t in _formulas.decompose(z, mu, logvar, log_q, log_q_marginals))
+    terms = (
+        _formulas.reduce(t, kind, scale) for t in _formulas.decompose(z, mu, logvar, offset, log_q, log_q_marginals)
+    )
     return ELBODecomposition.of(terms, w_self)
 
 
@@ -208,12 +213,20 @@ def total_correlation(
     dataset_size: int | None = None,
     *,
     estimator: str = "mss",
+    row_offset: int | None = None,
     reduction: str = "mean",
     algorithm: str = "auto",
 ) -> Tensor:
     """See `fastib.total_correlation`."""
     decomposition = elbo_decomposition(
-        z, mu, logvar, dataset_size, estimator=estimator, reduction=reduction, algorithm=algorithm
+        z,
+        mu,
+        logvar,
+        dataset_size,
+        estimator=estimator,
+        row_offset=row_offset,
+        reduction=reduction,
+        algorithm=algorithm,
     )
     return decomposition.total_correlation
 

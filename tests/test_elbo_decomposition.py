@@ -87,7 +87,7 @@ def test_gradcheck(kernels: str, estimator: str, reduction: str) -> None:
 @pytest.mark.parametrize("kind", [0, 2])
 def test_opcheck(kind: int) -> None:
     inputs = _posteriors(6, 3)
-    options = 0.1, 0.2, kind, 0.5, Algorithm.AUTO
+    options = 0.1, 0.2, 0, kind, 0.5, Algorithm.AUTO
     torch.library.opcheck(_ops.elbo_decomposition, (*inputs, *options))
     mi, tc, kl, saved = _ops.elbo_decomposition(*inputs, *options)
     for grads in ((mi, tc, kl), (None, tc, None)):
@@ -370,3 +370,35 @@ def test_the_ceiling_stays_with_the_terms() -> None:
     ):
         assert other.mutual_information_ceiling == terms.mutual_information_ceiling == pytest.approx(math.log(N))
     assert terms._make(terms).mutual_information_ceiling == math.inf  # rebuilt from terms alone: what always holds
+
+
+@pytest.mark.parametrize("module", [fastib, reference], ids=["fastib", "reference"])
+@pytest.mark.parametrize("algorithm", ["direct", "near_linear"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_parts_make_the_whole(kernels: str, module: Any, algorithm: str, estimator: str) -> None:
+    """Values and gradients of rows [0, 30) and [30, 100), each against all posteriors."""
+    inputs = [t.requires_grad_() for t in _posteriors(100, 5)]
+    z, mu, logvar = inputs
+    options = {"dataset_size": 700, "estimator": estimator, "algorithm": algorithm}
+    whole = module.elbo_decomposition(z, mu, logvar, reduction="none", **options)
+    parts = [
+        module.elbo_decomposition(z[begin:end], mu, logvar, row_offset=begin, reduction="none", **options)
+        for begin, end in ((0, 30), (30, 100))
+    ]
+    joined = [torch.cat(terms) for terms in zip(*parts, strict=True)]
+    for a, b in zip(joined, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    grads = torch.randn(3, 100)
+    for a, b in zip(
+        torch.autograd.grad(joined, inputs, list(grads)), torch.autograd.grad(whole, inputs, list(grads)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert module.elbo_decomposition(z[:0], mu, logvar, row_offset=7, **options)[0].isnan()
+
+
+def test_rows_beyond_the_posteriors() -> None:
+    z, mu, logvar = _posteriors(10, 2)
+    with pytest.raises(ValueError, match="row_offset=4 and 7 rows exceed the 10 components"):
+        fastib.elbo_decomposition(z[:7], mu, logvar, 100, row_offset=4)
+    with pytest.raises(ValueError, match="z must have one row for each row of mu, 10, got 7"):
+        fastib.elbo_decomposition(z[:7], mu, logvar, 100)

@@ -119,9 +119,9 @@ void near_linear_backward(const ElboDecompositionBackwardArguments& a, const Lat
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, const Tensor& mu, const Tensor& logvar,
-                                                              double w_self, double w_other, int64_t reduction,
-                                                              double scale, int64_t algorithm) {
-  Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, 0);
+                                                              double w_self, double w_other, int64_t row_offset,
+                                                              int64_t reduction, double scale, int64_t algorithm) {
+  Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, row_offset);
   const ScalarType dtype = accumulate_type(m.dtype);
   const bool keep = ReductionKind(reduction) == ReductionKind::none;
   const auto term = [&] { return keep ? output({m.rows}, dtype, z) : output({}, dtype, z); };
@@ -146,8 +146,9 @@ std::tuple<Tensor, Tensor, Tensor> elbo_decomposition_backward(const MaybeTensor
                                                                const MaybeTensor& grad_kl, const Tensor& z,
                                                                const Tensor& mu, const Tensor& logvar,
                                                                const Tensor& saved, double w_self, double w_other,
-                                                               int64_t reduction, double scale, int64_t algorithm) {
-  Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, 0);
+                                                               int64_t row_offset, int64_t reduction, double scale,
+                                                               int64_t algorithm) {
+  Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, row_offset);
   Tensor d_z = output_like(z), d_mu = output_like(mu), d_logvar = output_like(logvar);
   ElboDecompositionBackwardArguments a{&m,
                                        nullptr,
@@ -188,13 +189,14 @@ STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
 template <class S>
 static S own_exponent(const Mixture& m, int64_t row, const S* z) {
   using V = Vec<S>;
-  const Tile<S> tile(m, row / kLanes<S>);
+  const int64_t own = row + m.row_offset;
+  const Tile<S> tile(m, own / kLanes<S>);
   V squares{};
   for (int64_t d = 0; d < m.dims; ++d) {
     const V v = scaled_deviation<V>(z[d * kRows], load<V>(tile.mu(d)), load<V>(tile.precision(d)));
     squares = fma<V>(v, v, squares);
   }
-  return (load<V>(tile.joint()) - squares)[row % kLanes<S>];
+  return (load<V>(tile.joint()) - squares)[own % kLanes<S>];
 }
 
 template <class T>
