@@ -1,4 +1,4 @@
-"""The command line: `python -m fastib demo` and `python -m fastib bench`."""
+"""The command line: `python -m fastib demo`, `decompose` and `bench`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--loss", choices=("beta-vae", "beta-tcvae"), default="beta-vae", help="default: beta-vae")
     demo.add_argument("--output", type=_folder, default=Path("fastib-demo"), help="folder for the picture")
 
+    decompose = commands.add_parser("decompose", help="decompose the KL of a checkpoint exactly, over all of its data")
+    decompose.add_argument(
+        "checkpoint", type=Path, help="a file of the demo, or of torch.save: {'mu': ..., 'logvar': ...}"
+    )
+    decompose.add_argument("--rows", type=_positive, help="so many samples, drawn at random (default: all)")
+    decompose.add_argument("--seed", type=int, default=0, help="of the samples and of the choice of rows (default: 0)")
+
     # Its options are its own: benches/run.py parses them.
     commands.add_parser("bench", help="measure the operators against plain PyTorch (from a checkout)", add_help=False)
 
@@ -28,7 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _bench(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.command == "decompose":
+        return _decompose(args.checkpoint, args.rows, args.seed)
     return _demo(args.seconds, args.loss, args.output)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -59,6 +74,20 @@ def _demo(seconds: float, loss: str, output: Path) -> int:
         return 2
     result = demo.run(seconds, loss=loss, output=output)
     return 0 if result.agrees else 1
+
+
+def _decompose(checkpoint: Path, rows: int | None, seed: int) -> int:
+    from fastib import decompose
+
+    try:
+        decompose.run(checkpoint, rows, seed)
+    except (ValueError, TypeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped: the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _bench(argv: Sequence[str]) -> int:

@@ -21,7 +21,9 @@ from torch import Tensor
 import fastib
 from fastib import plots
 from fastib._arguments import check_choice
+from fastib._progress import progress_bar
 from fastib.datasets import Sprites
+from fastib.decompose import save_model
 from fastib.losses import BetaTCVAELoss, BetaVAELoss
 from fastib.models import ConvVAE
 
@@ -160,13 +162,13 @@ def run(
     output: Path = Path("fastib-demo"),
     seed: int = 0,
 ) -> DemoResult:
-    """Trains both, prints what came of it, and writes `sprites.png` into the folder `output`.
+    """Trains both, prints what came of it, and writes `sprites.png` and `model.pt` into the folder `output`.
 
     Args:
         seconds: time to train, for both together.
         loss: "beta-vae", or "beta-tcvae", which weighs the total correlation alone.
         steps: the number of steps of each, instead of a time.
-        output: the folder for the picture; it is made if it is missing.
+        output: the folder for the picture, and for the fused model, as a checkpoint of `fastib.decompose`; it is made if it is missing.
         seed: of the weights, the order of the images and the noise.
 
     Returns:
@@ -190,6 +192,7 @@ def run(
     _train(fused, plain, _batches(sprites, seed), seconds, steps)
     if not plain.steps or not fused.steps:
         raise KeyboardInterrupt  # before the first step of both there is nothing to report
+    save_model(fused.model, LATENT, output / "model.pt")
     picture = output / "sprites.png"
     _draw(fused.model, sprites, picture, seed)
     result = _result(fused, plain, loss, picture)
@@ -209,14 +212,9 @@ def _train(
     fused: Training, plain: Training, batches: Iterator[tuple[Tensor, Tensor]], seconds: float, steps: int | None
 ) -> None:
     """Steps the two in turn, the first one first in every other round, until the time or the steps are used up."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError("the progress bar needs tqdm: pip install 'fastib[models]'") from None
-
     end = time.perf_counter() + seconds
     total = {"total": steps} if steps else {"total": round(seconds), "unit": "s", "bar_format": _TIME_BAR}
-    with tqdm(**total) as bar:
+    with progress_bar(**total) as bar:
         try:
             for count, (images, rng) in enumerate(batches, 1):
                 before = time.perf_counter()
@@ -296,6 +294,7 @@ def report(result: DemoResult) -> str:
         "'loss of step': the share of sample and KL, forward and backward, in a training step: beside a conv net, small."
     )
     lines.append(f"Reconstructions and latent traversals: {result.picture}")
+    lines.append(f"Its information, exactly: python -m fastib decompose {result.picture.with_name('model.pt')}")
     return "\n".join(lines)
 
 

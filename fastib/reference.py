@@ -29,6 +29,8 @@ class ELBODecomposition(_Terms):
     mutual_information_ceiling: float = math.inf
     """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell. What rebuilds a
     tuple from its terms alone, as `torch.utils._pytree` does, leaves the bound that always holds."""
+    standard_errors: tuple[float, ...] | None = None
+    """Of the three means, in `fastib.metrics.exact_elbo_decomposition`; a minibatch's terms have none to speak of."""
 
     @classmethod
     def of(cls, terms: Iterable[Tensor], w_self: float) -> ELBODecomposition:
@@ -39,6 +41,7 @@ class ELBODecomposition(_Terms):
     def _replace(self, **terms: Tensor) -> ELBODecomposition:
         replaced = super()._replace(**terms)
         replaced.mutual_information_ceiling = self.mutual_information_ceiling
+        replaced.standard_errors = self.standard_errors
         return replaced
 
 

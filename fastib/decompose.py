@@ -1,0 +1,71 @@
+"""The command `python -m fastib decompose`: the exact decomposition of a checkpoint, over all of its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastib import _files
+from fastib.datasets import Sprites
+from fastib.metrics import exact_elbo_decomposition
+from fastib.models import ConvVAE
+from fastib.reference import ELBODecomposition
+
+_NAMES = ("mutual information", "total correlation", "dimension-wise KL")
+
+
+def save_model(model: ConvVAE, latent_dim: int, path: Path) -> None:
+    """Writes a model of sprites as a checkpoint for `run`."""
+    _files.save({"model": "ConvVAE", "latent_dim": latent_dim, "state_dict": model.state_dict()}, path)
+
+
+def run(checkpoint: Path, rows: int | None = None, seed: int = 0) -> ELBODecomposition:
+    """Decomposes, with a progress bar, and prints what came of it. An interrupted run goes on when it is made again.
+
+    Args:
+        checkpoint: a file that `python -m fastib demo` wrote, whose model is to encode all sprites, or that
+            `torch.save({"mu": mu, "logvar": logvar}, checkpoint)` wrote: posteriors, two of [N, D], and maybe "z", a
+            sample of each. What is done is kept beside it, in a file of its name and ".partial", until the end.
+        rows: so many samples, drawn at random, instead of all; each meets all posteriors.
+        seed: of the samples z and of the choice of rows.
+
+    Returns:
+        The result of `fastib.metrics.exact_elbo_decomposition`.
+
+    Raises:
+        ValueError: if the file is none of the two, and as `exact_elbo_decomposition` does.
+        ImportError: without tqdm, which the extra `models` installs.
+    """
+    partial = checkpoint.with_name(checkpoint.name + ".partial")
+    if partial.exists():
+        print(f"Going on with {partial}.")
+    terms = exact_elbo_decomposition(*_source(checkpoint), rows=rows, seed=seed, state=partial, progress=True)
+    print(report(terms))
+    return terms
+
+
+def _source(checkpoint: Path) -> tuple[Any, ...]:
+    """The posteriors of a checkpoint, or an encoder and its data."""
+    content = _files.load("checkpoint", checkpoint)
+    keys = set(content) if isinstance(content, dict) else set()
+    if {"mu", "logvar"} <= keys:
+        return (tuple(content[name] for name in ("z", "mu", "logvar") if name in content),)
+    if keys == {"model", "latent_dim", "state_dict"} and content["model"] == "ConvVAE":
+        model = ConvVAE(content["latent_dim"])
+        model.load_state_dict(content["state_dict"])
+        return model.encode, Sprites()
+    raise ValueError(
+        f"checkpoint must have mu and logvar, or be one of the demo's, got {checkpoint} with {sorted(keys)}"
+    )
+
+
+def report(terms: ELBODecomposition) -> str:
+    """The terms as lines of text."""
+    assert terms.standard_errors is not None
+    lines = [
+        f"{name:20}{value.item():11.5f} nats, standard error {error:.1g}"
+        for name, value, error in zip(_NAMES, terms, terms.standard_errors, strict=True)
+    ]
+    lines[0] += f", ceiling {terms.mutual_information_ceiling:.5f}"
+    lines.append(f"{'their sum, the KL':20}{sum(value.item() for value in terms):11.5f} nats")
+    return "\n".join(lines)
