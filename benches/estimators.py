@@ -21,6 +21,7 @@ from torch import Tensor
 
 import fastib
 from benches import provenance
+from benches.tables import markdown
 from fastib.metrics import exact_elbo_decomposition
 from fastib.plots import require_matplotlib
 
@@ -132,11 +133,7 @@ def table(rows: Sequence[Row]) -> str:
         cells = [f"{found[e]['mean']:.2f} ± {found[e]['std']:.2f}" for e in ESTIMATORS]
         truth, exact = (f"{found['mss'][key]:.2f}" for key in ("truth", "exact"))
         lines.append([name, term, truth, exact, str(batch), *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    return markdown(lines)
 
 
 def picture(path: Path, rows: Sequence[Row]) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import estimators
+from benches import estimators, large_batches
+from benches.tables import markdown, number
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benches:begin -->", "<!-- benches:end -->"
 ESTIMATORS_BEGIN, ESTIMATORS_END = "<!-- estimators:begin -->", "<!-- estimators:end -->"
+LARGE_BEGIN, LARGE_END = "<!-- large batches:begin -->", "<!-- large batches:end -->"
 
 
 def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path
     if (results / estimators.NAME).exists():
         rows = json.loads((results / estimators.NAME).read_text())["rows"]
         updated = splice(updated, ESTIMATORS_BEGIN, ESTIMATORS_END, estimators.table(rows))
+    if (results / large_batches.NAME).exists():
+        updated = splice(updated, LARGE_BEGIN, LARGE_END, large_section(results / large_batches.NAME))
     if arguments.check:
         if updated != text:
             print("README.md is stale: run python -m benches.report", file=sys.stderr)
@@ -53,12 +56,29 @@ def splice(text: str, begin: str, end: str, tables: str) -> str:
 
 def section(path: Path) -> str:
     header, *rows = map(json.loads, path.read_text().splitlines())
-    dirty = " with changes" if header["dirty"] else ""
     return (
         f"Forward and backward, or forward alone where it says so, in ms (median of interleaved rounds), and in brackets "
-        f"as a multiple of fastib: {header['cpu']}, {header['threads']} threads, {header['isa']}, PyTorch {header['torch']}, "
-        f"commit {header['commit'][:9]}{dirty}, {header['date']}. The floor is the least time that the bytes, the call "
+        f"as a multiple of fastib: {_origin(header)}. The floor is the least time that the bytes, the call "
         f"or the arithmetic of the operator take (benches/floors.py).\n\n{table(rows)}"
+    )
+
+
+def large_section(path: Path) -> str:
+    content = json.loads(path.read_text())
+    return (
+        f"Forward and backward in ms (median of interleaved rounds, or one call where it is long), and in brackets as a "
+        f"multiple of auto: {_origin(content['header'])}. The largest error against float64 is that of log q(z_d), in "
+        f"units of max(1, |log q|), and for elbo_decomposition that of a sample's terms, in nats.\n\n"
+        f"{large_batches.table(content['rows'])}"
+    )
+
+
+def _origin(header: dict[str, Any]) -> str:
+    """Where and of what rows were measured."""
+    dirty = " with changes" if header["dirty"] else ""
+    return (
+        f"{header['cpu']}, {header['threads']} threads, {header['isa']}, PyTorch {header['torch']}, "
+        f"commit {header['commit'][:9]}{dirty}, {header['date']}"
     )
 
 
@@ -72,25 +92,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for case, found in cases.items():
         fastib = found["fastib"]
         times = [_time(found.get(name)) for name in contenders]
-        floor = f"{_number(fastib['floor_ms'])} {fastib['floor_kind']}"
-        lines.append([*case, *times, floor, _number(fastib["time_over_floor"])])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+        floor = f"{number(fastib['floor_ms'])} {fastib['floor_kind']}"
+        lines.append([*case, *times, floor, number(fastib["time_over_floor"])])
+    return markdown(lines)
 
 
 def _time(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    ratio = "" if row["contender"] == "fastib" else f" ({_number(row['ratio'])}x)"
-    return _number(row["median_ms"]) + ratio
-
-
-def _number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+    ratio = "" if row["contender"] == "fastib" else f" ({number(row['ratio'])}x)"
+    return number(row["median_ms"]) + ratio
 
 
 if __name__ == "__main__":

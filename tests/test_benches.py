@@ -13,7 +13,7 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent))  # benches is not installed: it runs from the checkout
 
 import fastib
-from benches import estimators, floors, harness, report, run, suites
+from benches import estimators, floors, harness, large_batches, report, run, suites
 
 QUICK = run.select(None, quick=True)
 
@@ -151,3 +151,53 @@ def test_estimators_are_where_their_theory_puts_them(tmp_path: Path, capsys: pyt
         assert found["collapse", "MI", batch, "mws"] == pytest.approx(ln_n, abs=1e-3)
         assert found["separated", "MI", batch, "in_batch"] == pytest.approx(math.log(batch), abs=1e-3)
         assert found["hash code", "TC", batch, "in_batch"] == pytest.approx(ln_n - math.log(batch), abs=1.2)
+
+
+# The bench of large batches.
+
+
+def test_large_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None if name == "pykeops" else name)
+    monkeypatch.setattr(harness, "MIN_ROUNDS", 2)
+    monkeypatch.setattr(large_batches.harness, "interleave", lambda calls, budget_seconds: _once(calls))
+    assert large_batches.main(["--largest", "256"], results=tmp_path) == 0
+    assert (tmp_path / large_batches.PICTURE).stat().st_size > 10_000
+    rows = json.loads((tmp_path / large_batches.NAME).read_text())["rows"]
+    assert large_batches.table(rows) in capsys.readouterr().out
+    contenders = {*large_batches.FASTIB, "torch.compile"}
+    assert {(r["operator"], r["size"], r["contender"]) for r in rows} == {
+        (operator, size, name) for operator in large_batches.OPERATORS for size in (64, 256) for name in contenders
+    }
+    for row in rows:
+        assert row["median_ms"] > 0
+        if row["contender"] in large_batches.FASTIB:
+            assert row["error"] < (2e-6 if row["operator"] == "marginals" else 1e-5)
+
+
+def _once(calls: dict[str, suites.Contender]) -> dict[str, list[float]]:
+    return {name: [large_batches._seconds(call)] for name, call in calls.items()}
+
+
+@pytest.mark.parametrize("operator", large_batches.OPERATORS)
+def test_contenders_of_large_batches_agree(operator: str) -> None:
+    inputs = large_batches.posteriors("mixture", 90, 4)
+    expected = large_batches.contender("direct", operator)(*inputs)
+    for name in ("auto", "near_linear", "torch.compile"):
+        torch.testing.assert_close(large_batches.contender(name, operator)(*inputs), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_contenders_stop_where_they_would_take_too_long() -> None:
+    case = large_batches.Case("marginals", "mixture", 1024, 10, ("auto", "torch.compile"))
+    last = {("marginals", "auto"): 1.0, ("marginals", "torch.compile"): 1e3}
+    assert large_batches._goes_on(case, "auto", last) and not large_batches._goes_on(case, "torch.compile", last)
+    big = case._replace(size=65_536)
+    assert not large_batches._goes_on(big, "torch.compile", {("marginals", "torch.compile"): 1.0})  # for its memory
+    assert not large_batches._goes_on(big, "auto", {})  # it stopped before
+
+
+def test_ten_regimes() -> None:
+    assert len(large_batches.REGIMES) == 10
+    for regime in (*large_batches.REGIMES, "k5"):
+        first, again = (large_batches.posteriors(regime, 50, 7) for _ in range(2))
+        assert all(t.shape == (50, 7) and t.dtype == torch.float32 and t.isfinite().all() for t in first)
+        assert all(map(torch.equal, first, again))
