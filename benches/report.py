@@ -67,8 +67,8 @@ def large_section(path: Path) -> str:
     content = json.loads(path.read_text())
     return (
         f"Forward and backward in ms (median of interleaved rounds, or one call where it is long), and in brackets as a "
-        f"multiple of auto: {_origin(content['header'])}. The largest error against float64 is that of log q(z_d), in "
-        f"units of max(1, |log q|), and for elbo_decomposition that of a sample's terms, in nats.\n\n"
+        f"multiple of auto: {_origin(content['header'])}. Errors are the largest against float64, on 256 rows "
+        f"and in units of max(1, |value|): of log q(z_d), or of a sample's terms.\n\n"
         f"{large_batches.table(content['rows'])}"
     )
 

@@ -317,6 +317,24 @@ def test_decomposition(kernels: str, regime: str, dims: int) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (1e-3, 1.0), (1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("size", [3, 9, 21])
+def test_own_components_far_above_all_others(kernels: str, size: int, weights: tuple[float, float]) -> None:
+    """By more than a float holds; and sizes that no block of rows divides."""
+    mu, logvar = 30 * torch.randn(size, 3), torch.full((size, 3), -6.0)
+    inputs = mu + torch.exp(logvar / 2) * torch.randn(size, 3), mu, logvar
+    grad = torch.randn(size)
+
+    def log_qz(inputs: Any, algorithm: str) -> Tensor:
+        return fastib.aggregate_posterior(*inputs, weights=weights, algorithm=algorithm)[0]
+
+    near = _gradients(lambda t: log_qz(t, "near_linear"), inputs, grad)
+    exact = _gradients(lambda t: log_qz(t, "direct"), _doubles(inputs), grad.double())
+    for a, b in zip(near, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
+
+
+@needs_kernels
 @pytest.mark.parametrize("shape", [(1700, 1700, 8), (40, 3000, 8), (3000, 40, 8), (1, 1, 1), (17, 130, 2)], ids=str)
 def test_shapes(kernels: str, shape: tuple[int, int, int]) -> None:
     rows, components, dims = shape

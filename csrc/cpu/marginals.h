@@ -7,7 +7,8 @@
 //
 // Seen at u sigmas the polynomial is off by 1.6e-7 of the density at 5, 2.4e-6 at 6, 7e-5 at 7, and the cutoff by all
 // beyond it: relative to the density F of a point, by 2e-7 + (4e-6 e^-12.5 + 9e-5 e^-18 + e^(-cutoff^2/2)) R, where R
-// is the sum of 1/sigma over F. Where that is more than kLargestError, the point is summed apart, over all components.
+// is the sum of 1/sigma over F, and by e^-50 R for the components that are not near. Where that is more than
+// kLargestError, the point is summed apart, over all components.
 #pragma once
 
 #include "latents.h"
