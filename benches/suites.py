@@ -15,7 +15,8 @@ comparisons and selections, for AVX2; no loads, stores, shuffles or loops. It ta
 between the passes is what the operators promise.
 
 For an operator on all pairs of a batch there is one exponential in each pass, per pair and dimension, and `instructions`
-counts the multiplications and multiply-adds beside it: additions have ports of their own on some cores.
+counts the multiplications and multiply-adds beside it: additions have ports of their own on some cores. That is the
+direct algorithm's floor; the near-linear one, which large batches are given to, goes below it.
 """
 
 from __future__ import annotations
