@@ -1,4 +1,4 @@
-"""Time and accuracy against the size of the batch: `python -m benches.large_batches` (a quarter of an hour).
+"""Time and accuracy against the size of the batch: `python -m benches.large_batches` (25 minutes).
 
 Each row is one contender on one kind of posteriors (regimes.py), forward plus backward. `direct` and `near_linear` are
 fastib with that algorithm, `auto` is fastib as it is called; `torch.compile` and `KeOps` are those of suites.py. A

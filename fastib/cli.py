@@ -85,7 +85,8 @@ def _decompose(checkpoint: Path, rows: int | None, seed: int) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped: the same command goes on from here.", file=sys.stderr)
+        kept = decompose.partial_of(checkpoint).exists()
+        print("Stopped: the same command " + ("goes on from here." if kept else "begins anew."), file=sys.stderr)
         return 130
     return 0
 

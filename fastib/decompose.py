@@ -36,12 +36,17 @@ def run(checkpoint: Path, rows: int | None = None, seed: int = 0) -> ELBODecompo
         ValueError: if the file is none of the two, and as `exact_elbo_decomposition` does.
         ImportError: without tqdm, which the extra `models` installs.
     """
-    partial = checkpoint.with_name(checkpoint.name + ".partial")
+    partial = partial_of(checkpoint)
     if partial.exists():
         print(f"Going on with {partial}.")
     terms = exact_elbo_decomposition(*_source(checkpoint), rows=rows, seed=seed, state=partial, progress=True)
     print(report(terms))
     return terms
+
+
+def partial_of(checkpoint: Path) -> Path:
+    """The file that keeps what is done."""
+    return checkpoint.with_name(checkpoint.name + ".partial")
 
 
 def _source(checkpoint: Path) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from fastib.reference import ELBODecomposition
 Encoder = Callable[[Any], tuple[Tensor, Tensor]]
 Posteriors = tuple[Tensor, ...]
 
-BATCH = 512  # samples that an encoder sees at once
+_BATCH = 512  # samples that an encoder sees at once
 _PAIRS_AT_ONCE = 2**34  # of rows and posteriors: a few seconds' work
 _FEWEST_ROWS, _MOST_ROWS = 4096, 65_536  # at once
 _SECONDS_BETWEEN_SAVES = 20.0
@@ -56,8 +56,8 @@ def exact_elbo_decomposition(
         rows: so many of the N samples, drawn without replacement, instead of all; each still meets all N posteriors.
         seed: of the samples z and of the choice of rows.
         reduction: over the rows: "none" (in the order of the data set), "sum" or "mean".
-        state: a file that keeps what is done: a call that was interrupted goes on from there when it is made again. It
-            is removed at the end.
+        state: a file that keeps what is done, once the encoder has seen all: a call that was interrupted goes on from
+            there when it is made again. It is removed at the end.
         progress: whether to show a bar with an estimate of the time left.
 
     Returns:
@@ -254,9 +254,9 @@ def _concatenated(encoder: Encoder, dataset: Any, device: torch.device | None, p
 
 def _batches(dataset: Any) -> Iterator[Any]:
     if isinstance(dataset, Tensor):
-        yield from dataset.split(BATCH)
+        yield from dataset.split(_BATCH)
         return
-    batches: Iterable[Any] = DataLoader(dataset, BATCH) if isinstance(dataset, Dataset) else dataset
+    batches: Iterable[Any] = DataLoader(dataset, _BATCH) if isinstance(dataset, Dataset) else dataset
     if not isinstance(batches, Iterable):
         raise TypeError(f"dataset must be a tensor, a Dataset or an iterable, got {type(dataset).__name__}")
     for batch in batches:

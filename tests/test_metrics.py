@@ -345,6 +345,19 @@ def test_command_on_the_model_of_the_demo(
         assert float(found.removeprefix(name).split()[0]) == pytest.approx(value.item(), abs=2e-5)
 
 
+def test_command_stopped_while_it_encodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decompose.save_model(ConvVAE(4), 4, tmp_path / "model.pt")
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConvVAE, "encode", interrupted)
+    assert _run(str(tmp_path / "model.pt")) == 130
+    assert "begins anew" in capsys.readouterr().err
+
+
 def test_command_goes_on(
     few_at_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

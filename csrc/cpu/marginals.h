@@ -20,8 +20,9 @@ inline double marginal_cutoff = 7;  // tests make it smaller
 
 struct Marginals {
   const Latents* latents;
-  // [dims, rows]: the sum of densities times sqrt(2 pi), the derivative of its logarithm, and the logarithm. For points
-  // that were summed apart the sum is 0: the backward pass is to do the same.
+  // [dims, rows]: the sum of densities times sqrt(2 pi), the derivative of its logarithm, and the logarithm. The sum of
+  // a point that was summed apart is negative, and relative to its largest term: the backward pass is to do the same.
+  // It is 0 where no component has weight.
   float *sums, *slopes;
   double* logs;
 };
