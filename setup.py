@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 OLDEST_TORCH = "0x020b000000000000"  # 2.11: the stable ABI that the kernels are compiled against
 
@@ -47,6 +47,8 @@ def build_command() -> Any:
 
 
 setup(
+    packages=[*find_packages(include=["fastib*"]), "fastib._triton"],
+    package_dir={"fastib._triton": "csrc/triton"},
     ext_modules=[cpu_extension()],
     cmdclass={"build_ext": build_command()},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

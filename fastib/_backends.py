@@ -7,38 +7,49 @@ kernels instead of the processor's best.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 
 class Backend(NamedTuple):
-    """What serves a device: `name` is "cpu" for compiled CPU kernels, or "reference"; `detail` says why."""
+    """What serves a device: `name` is one of "cpu", "cuda", "triton" and "reference"; `detail` says why."""
 
     name: str
     detail: str
 
 
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+_BUILD = "build it with: pip install --no-build-isolation -e ."
+# Where the kernels for a GPU ran until now; to be changed with the rows of a card in benches/results.
+_PROOF = "run by the tests on a CPU from the same source, and compiled; not yet run on a GPU"
+
+_wanted = os.environ.get("FASTIB_BACKEND", "auto")
+if _wanted not in BACKENDS:
+    raise ImportError(f"FASTIB_BACKEND={_wanted!r} is not a backend of this build: choose {', '.join(BACKENDS)}")
 
 
-def _load() -> tuple[ModuleType | None, str]:
-    """The compiled CPU module, or None with the reason."""
-    wanted = os.environ.get("FASTIB_BACKEND", "auto")
-    if wanted not in BACKENDS:
-        raise ImportError(f"FASTIB_BACKEND={wanted!r} is not a backend of this build: choose {', '.join(BACKENDS)}")
-    if wanted == "reference":
+def _refuse(backend: str, reason: str, cause: Exception | None = None) -> str:
+    """`reason`, which is an error where `backend` is asked for by name."""
+    if _wanted == backend:
+        raise ImportError(f"FASTIB_BACKEND={backend}: {reason}") from cause
+    return reason
+
+
+def _load(name: str, backend: str) -> tuple[ModuleType | None, str]:
+    """A compiled module, or None with the reason."""
+    if _wanted == "reference":
         return None, "FASTIB_BACKEND=reference"
     try:
-        module = importlib.import_module("fastib._C")
+        return importlib.import_module(name), ""
     except ImportError as error:
-        reason = f"fastib._C does not load ({error}); build it with: pip install --no-build-isolation -e ."
-        if wanted == "cpu":
-            raise ImportError(f"FASTIB_BACKEND=cpu: {reason}") from error
-        return None, reason
-    _choose_isa(module)
-    return module, ""
+        return None, _refuse(backend, f"{name} does not load ({error}); {_BUILD}", error)
 
 
 def _choose_isa(module: ModuleType) -> None:
@@ -52,19 +63,74 @@ def _choose_isa(module: ModuleType) -> None:
         raise ImportError(f"FASTIB_CPU_ISA={isa!r} is not supported here: choose {supported}") from None
 
 
-_cpu, _reason = _load()
+def _has_gpu_support() -> bool:
+    return torch.version.cuda is not None or torch.version.hip is not None
+
+
+def _load_cuda() -> tuple[ModuleType | None, str]:
+    if torch.version.cuda is None:
+        return None, _refuse("cuda", f"this PyTorch, {torch.__version__}, has no CUDA")
+    if _wanted == "triton":
+        return None, "FASTIB_BACKEND=triton"
+    return _load("fastib._C_cuda", "cuda")
+
+
+def _choose_triton_keys() -> tuple[str, ...]:
+    """The dispatch keys that the Triton kernels serve: under Triton's interpreter that of the CPU, too."""
+    if _wanted == "reference" or (_wanted != "triton" and (_cuda is not None or not _has_gpu_support())):
+        return ()
+    if importlib.util.find_spec("triton") is None:
+        _refuse("triton", "Triton is not installed; install it with: pip install triton")
+        return ()
+    interpreted = _wanted == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    keys = (("CPU",) if interpreted else ()) + (("CUDA",) if _has_gpu_support() else ())
+    if not keys:
+        _refuse("triton", f"this PyTorch, {torch.__version__}, has no GPU (TRITON_INTERPRET=1 interprets on a CPU)")
+    return keys
+
+
+_cuda, _cuda_reason = _load_cuda()
+TRITON_KEYS = _choose_triton_keys()
+_cpu, _cpu_reason = (None, "") if "CPU" in TRITON_KEYS else _load("fastib._C", "cpu")
+if _cpu is not None:
+    _choose_isa(_cpu)
+
+
+def triton_kernel(name: str) -> Callable[..., Any]:
+    """The Triton kernel of an operator, imported at its first call: Triton takes half a second to import."""
+
+    @functools.wraps(triton_kernel, assigned=())
+    def call(*args: Any) -> Any:
+        return importlib.import_module("fastib._triton").KERNELS[name](*args)
+
+    return call
+
+
+def _cpu_backend() -> Backend:
+    if "CPU" in TRITON_KEYS:
+        return Backend("triton", "Triton kernels, interpreted: for tests, and slow")
+    if _cpu is not None:
+        return Backend("cpu", f"C++ kernels, {_cpu.isa()}")
+    return Backend("reference", _cpu_reason)
+
+
+def _cuda_backend() -> Backend:
+    if _cuda is not None:
+        return Backend("cuda", f"CUDA C++ kernels; {_PROOF}")
+    if "CUDA" in TRITON_KEYS:
+        return Backend("triton", f"Triton kernels, as {_cuda_reason}; {_PROOF}")
+    return Backend("reference", _cuda_reason)
 
 
 def backends() -> dict[str, Backend]:
     """Which backend serves each device type, and why.
 
     Returns a dictionary from device type to a named tuple `(name, detail)`: the compiled kernels of "cpu" with their
-    instruction set, or "reference" with the reason why nothing faster serves. Any other device that PyTorch has is
-    served by the reference.
+    instruction set, those of "cuda" or "triton", or "reference" with the reason why nothing faster serves. Any other
+    device that PyTorch has is served by the reference.
 
     >>> import fastib
-    >>> fastib.backends()["cpu"].name in ("cpu", "reference")
+    >>> fastib.backends()["cpu"].name in ("cpu", "triton", "reference")
     True
     """
-    cpu = Backend("reference", _reason) if _cpu is None else Backend("cpu", f"C++ kernels, {_cpu.isa()}")
-    return {"cpu": cpu, "cuda": Backend("reference", "fastib has no CUDA kernels yet")}
+    return {"cpu": _cpu_backend(), "cuda": _cuda_backend()}

@@ -1,7 +1,7 @@
 """The operators: for each its schema, its fake, and its autograd.Function. The table of contents of the kernels.
 
-Kernels register their implementation under these schemas: C++ ones when fastib._C is loaded, the plain-PyTorch
-`_fallback.KERNELS` beneath them. Only this file calls torch.ops.fastib. `reduction` is a `Reduction`, and `scale`
+Kernels register their implementation under these schemas: C++ and CUDA ones when fastib._C and fastib._C_cuda are
+loaded, Triton's where `_backends` says, the plain-PyTorch `_fallback.KERNELS` beneath them. Only this file calls torch.ops.fastib. `reduction` is a `Reduction`, and `scale`
 multiplies what it gives; a `floor` above 0 holds for each element before that. Noise comes from `noise`, or else from
 `rng`. `wanted` has bit i set where gradient i is wanted; the others are empty tensors.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastib import _fallback, _formulas
+from fastib import _backends, _fallback, _formulas
 from fastib._arguments import Reduction, accumulate_dtype
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
@@ -64,6 +64,8 @@ def _operator(schema: str) -> Callable[[_Fake], _Fake]:
     name = schema.partition("(")[0]
     _library.define(schema)
     _library.impl(name, _fallback.KERNELS[name], "CompositeExplicitAutograd")
+    for key in _backends.TRITON_KEYS:
+        _library.impl(name, _backends.triton_kernel(name), key)
     # The autograd.Functions below do what the Autograd key would; without this, each call pays 8 us for its fallback.
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
 

@@ -47,14 +47,28 @@ def test_backend_by_name(backend: str) -> None:
     assert result.stdout.strip() == ("reference" if backend == "reference" else "cpu"), result.stderr
 
 
-@pytest.mark.parametrize("backend", ["cuda", "triton", "CPU", "gpu"])
-def test_backend_that_this_build_lacks(backend: str) -> None:
+@pytest.mark.parametrize("backend", ["CPU", "gpu"])
+def test_backend_that_does_not_exist(backend: str) -> None:
     result = _python("import fastib", FASTIB_BACKEND=backend)
     assert result.returncode != 0
     assert (
-        f"ImportError: FASTIB_BACKEND='{backend}' is not a backend of this build: choose auto, cpu, reference"
-        in result.stderr
+        f"ImportError: FASTIB_BACKEND='{backend}' is not a backend of this build: "
+        "choose auto, cpu, cuda, triton, reference" in result.stderr
     )
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a PyTorch with CUDA may serve them")
+@pytest.mark.parametrize("backend, reason", [("cuda", "has no CUDA"), ("triton", "has no GPU (TRITON_INTERPRET=1")])
+def test_backend_that_this_pytorch_lacks(backend: str, reason: str) -> None:
+    result = _python("import fastib", FASTIB_BACKEND=backend, TRITON_INTERPRET="0")
+    assert result.returncode != 0
+    assert f"ImportError: FASTIB_BACKEND={backend}: this PyTorch, {torch.__version__}, {reason}" in result.stderr
+
+
+def test_triton_interpreted_serves_the_cpu() -> None:
+    code = "import fastib, sys; print(fastib.backends()['cpu'].name, 'triton' in sys.modules)"
+    result = _python(code, FASTIB_BACKEND="triton", TRITON_INTERPRET="1")
+    assert result.stdout.strip() == "triton False", result.stderr  # imported when a kernel is first called
 
 
 BROKEN = "import sys; sys.modules['fastib._C'] = None; import fastib, torch; "
