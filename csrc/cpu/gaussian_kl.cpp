@@ -49,17 +49,6 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& pr
   return r.finish();
 }
 
-// The columns down which the gradient by a prior is summed: none if it has an element for each of mu's.
-static int64_t columns_of(const Tensor& prior, const Tensor& mu) {
-  if (prior.numel() == mu.numel()) return 0;
-  int64_t d = 0;
-  while (d < prior.dim() && prior.size(d) == 1) ++d;
-  for (; d < prior.dim(); ++d)
-    STD_TORCH_CHECK(prior.size(d) == mu.size(mu.dim() - prior.dim() + d),
-                    "fastib: the gradient by a prior that is broadcast in other than leading dimensions");
-  return prior.numel();
-}
-
 static void sum_columns(const Columns& columns, const std::vector<double>& partials, Tensor& out) {
   Tensor sums = output(out.sizes(), ScalarType::Double, out);
   double* values = static_cast<double*>(sums.data_ptr());
@@ -82,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
   GaussianKlBackwardArguments a{inputs(mu, logvar, prior_mu, prior_logvar, floor),
                                 mu.numel(),
                                 scale,
-                                Reduction::gradient(grad, mu, reduction),
+                                Operand::gradient(grad, mu, reduction),
                                 Operand(d_mu),
                                 Operand(d_logvar),
                                 Columns(mu.numel(), columns),

@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
                                               x.numel(),
                                               scale,
                                               Operand(grad_z),
-                                              Reduction::gradient(grad_kl, x, reduction),
+                                              Operand::gradient(grad_kl, x, reduction),
                                               Operand(x),
                                               Operand(log_std),
                                               Operand(noise),

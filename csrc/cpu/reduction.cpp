@@ -95,18 +95,4 @@ Tensor Reduction::finish() {
   return out;
 }
 
-Operand Reduction::gradient(const MaybeTensor& grad, const Tensor& t, int64_t kind_) {
-  Operand g;
-  if (!grad) return g;
-  g.begin(*grad);
-  const auto kind = ReductionKind(kind_);
-  const int64_t dims = t.dim();
-  for (int64_t d = 0; d < dims; ++d) {
-    const bool reduced = kind == ReductionKind::sum || (kind == ReductionKind::sample && d == dims - 1) ||
-                         (kind == ReductionKind::batch && d == 0);
-    g.push(t.size(d), reduced ? 0 : grad->stride(kind == ReductionKind::batch ? d - 1 : d));
-  }
-  return g;
-}
-
 }  // namespace fastib

@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl_backward(const MaybeTensor& gr
                                                            int64_t reduction, double scale, int64_t wanted) {
   Tensor d_mu = gradient_like(mu, wanted & 1), d_logvar = gradient_like(logvar, wanted & 2);
   const ReparameterizeWithKlBackwardArguments a{mu.numel(),      scale,
-                                                Operand(grad_z), Reduction::gradient(grad_kl, mu, reduction),
+                                                Operand(grad_z), Operand::gradient(grad_kl, mu, reduction),
                                                 Operand(mu),     Operand(logvar),
                                                 Operand(noise),  rng_words(rng),
                                                 Operand(d_mu),   Operand(d_logvar)};
