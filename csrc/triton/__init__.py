@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .aggregate_posterior import aggregate_posterior, aggregate_posterior_backward
+from .elbo_decomposition import elbo_decomposition, elbo_decomposition_backward
 from .gaussian_kl import gaussian_kl, gaussian_kl_backward
 from .information_dropout import information_dropout, information_dropout_backward
 from .log_variance_penalty import log_variance_penalty
@@ -28,5 +30,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
         log_variance_penalty,
         information_dropout,
         information_dropout_backward,
+        aggregate_posterior,
+        aggregate_posterior_backward,
+        elbo_decomposition,
+        elbo_decomposition_backward,
     )
 }

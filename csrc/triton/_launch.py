@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._math import INTERPRETED
 
-_interpreted = bool(INTERPRETED.value)
+interpreted = bool(INTERPRETED.value)
 _GPU_BLOCK = 1024
 _INTERPRETED_BLOCK = 2**17  # the interpreter's time goes by operations, not by elements
 
@@ -25,12 +25,12 @@ def power_of_two(count: int, most: int, least: int = 1) -> int:
 
 def block_size(count: int) -> int:
     """Elements of one program: whole groups of four, which share a counter of the noise."""
-    return power_of_two(count, _INTERPRETED_BLOCK, 4) if _interpreted else _GPU_BLOCK
+    return power_of_two(count, _INTERPRETED_BLOCK, 4) if interpreted else _GPU_BLOCK
 
 
 def tile_size() -> int:
     """Elements that one program of a reduction has at once."""
-    return _INTERPRETED_BLOCK if _interpreted else _GPU_BLOCK
+    return _INTERPRETED_BLOCK if interpreted else _GPU_BLOCK
 
 
 def launch(
