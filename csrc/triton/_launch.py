@@ -1,0 +1,71 @@
+"""What every operator does around its kernels: sizes of blocks, launches, arguments, outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ._math import INTERPRETED
+
+interpreted = bool(INTERPRETED.value)
+_GPU_BLOCK = 1024
+_INTERPRETED_BLOCK = 2**17  # the interpreter's time goes by operations, not by elements
+
+
+def power_of_two(count: int, most: int, least: int = 1) -> int:
+    """The smallest power of two that `count` fits in, between `least` and `most`."""
+    return min(max(triton.next_power_of_2(max(count, 1)), least), most)
+
+
+def block_size(count: int) -> int:
+    """Elements of one program: whole groups of four, which share a counter of the noise."""
+    return power_of_two(count, _INTERPRETED_BLOCK, 4) if interpreted else _GPU_BLOCK
+
+
+def tile_size() -> int:
+    """Elements that one program of a reduction has at once."""
+    return _INTERPRETED_BLOCK if interpreted else _GPU_BLOCK
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], on: Tensor, *args: Any, **meta: Any
+) -> None:
+    """Runs `kernel` on the device of `on`."""
+    if isinstance(grid, tuple) and 0 in grid:
+        return
+    with torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext():
+        kernel[grid](*args, **meta)
+
+
+def launch_elements(kernel: Any, like: Tensor, *args: Any, **meta: Any) -> None:
+    """Runs `kernel` on blocks of the elements of `like`, the number of which is its last argument."""
+    block = block_size(like.numel())
+    launch(kernel, (triton.cdiv(like.numel(), block),), like, *args, like.numel(), BLOCK=block, **meta)
+
+
+def bits(value: float) -> int:
+    """A float argument as `_elements.double_of` takes it."""
+    return int(struct.unpack("q", struct.pack("d", value))[0])
+
+
+def dense(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def target(out: Tensor | None) -> Tensor | None:
+    """Where a kernel writes `out`, which has elements in logical order: itself, or what `deliver` copies to it."""
+    return out if out is None or out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+
+
+def deliver(out: Tensor, written: Tensor | None) -> Tensor:
+    return out if written is None or written is out else out.copy_(written)
+
+
+def wanted_like(like: Tensor, wanted: int) -> Tensor | None:
+    return torch.empty_like(like) if wanted else None
