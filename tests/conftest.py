@@ -14,6 +14,11 @@ from fastib import _backends
 # The kernels that this process can run: the CPU ones by instruction set, or those that FASTIB_BACKEND asked for.
 KERNELS = _backends._cpu.supported_isas() if _backends._cpu is not None else [fastib.backends()["cpu"].name]
 
+if KERNELS == ["triton"]:
+    import interpreter
+
+    interpreter.patch_the_language_once()
+
 
 @pytest.fixture(params=KERNELS)
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:

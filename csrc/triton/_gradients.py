@@ -15,11 +15,11 @@ from . import _joint, _marginals
 from ._elements import store
 from ._launch import deliver, launch, power_of_two, target
 from ._math import divide
-from ._mixture import LN2, Mixture, Saved, exponent, own_deviation, own_squares, own_weights
+from ._mixture import LN2, Mixture, Saved, exponent, own_deviation, own_squares, own_weights, weighed_or_nothing
 from ._tuning import launch_pairs
 
 _BLOCK = 128  # rows, or components, of one program of the kernels here
-_MOST_DIMS = 64  # of one program of the joint's kernels
+_MOST_DIMS = 32  # of one program of the joint's kernels
 
 
 class RowGradients(NamedTuple):
@@ -36,12 +36,12 @@ def _own_joint(
     z, mu, precision, joint, offsets, sums, by_joint, by_information, own, log2_own, i, j, pair, rows, components, dims
 ):
     """The gradient by the joint log density of pairs of rows and their own components."""
-    none = tl.zeros_like(tl.load(z + i, mask=pair, other=0.0))
+    none = tl.zeros_like(i).to(z.dtype.element_ty)
     own_weight, log2_own, _ = own_weights(own, log2_own, log2_own, none)
     total = tl.load(sums + i, mask=pair, other=0.0)
     t = tl.load(joint + j, mask=pair, other=float("-inf"))
     t = t - own_squares(z, mu, precision, i, j, pair, rows, components, dims) + log2_own
-    density = tl.exp2(t - tl.load(offsets + i, mask=pair, other=0.0)) * own_weight
+    density = tl.exp2(weighed_or_nothing(t, own_weight) - tl.load(offsets + i, mask=pair, other=0.0)) * own_weight
     share = divide(density, tl.where(total == 0.0, 1.0, total))
     gradient = none
     if by_joint is not None:
@@ -57,7 +57,7 @@ def _own_marginal(c, offsets, sums, gradients, own, log2_own, v, i, j, pair):
     own_weight, log2_own, _ = own_weights(own, log2_own, log2_own, v)
     total = tl.load(sums + i, mask=pair, other=0.0)
     t = exponent(v, tl.load(c + j, mask=pair, other=float("-inf"))) + log2_own
-    density = tl.exp2(t - tl.load(offsets + i, mask=pair, other=0.0)) * own_weight
+    density = tl.exp2(weighed_or_nothing(t, own_weight) - tl.load(offsets + i, mask=pair, other=0.0)) * own_weight
     share = divide(density, tl.where(total == 0.0, 1.0, total))
     return tl.where(total == 0.0, 0.0, share * tl.load(gradients + i, mask=pair, other=0.0))
 
@@ -93,10 +93,11 @@ def _rows(
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside, j = i < rows, i + row_offset
+    pair = inside & (j < components)
     of_joint = tl.zeros([BLOCK], joint.dtype.element_ty)
     if HAS_OWN and (by_joint is not None or by_information is not None):
         of_joint = _own_joint(
-            z, mu, precision, joint, joint_offsets, joint_sums, by_joint, by_information, own, log2_own, i, j, inside,
+            z, mu, precision, joint, joint_offsets, joint_sums, by_joint, by_information, own, log2_own, i, j, pair,
             rows, components, dims,
         )  # fmt: skip
     d = tl.program_id(0).to(tl.int64) * 0
@@ -108,10 +109,10 @@ def _rows(
             total += tl.load(others_marginal + d * rows + i, mask=inside, other=0.0)
         if HAS_OWN:
             gradient, v = _own_gradient(
-                z, mu, precision, c, offsets, sums, by_marginals, stride, of_joint, own, log2_own, i, j, inside, d,
+                z, mu, precision, c, offsets, sums, by_marginals, stride, of_joint, own, log2_own, i, j, pair, d,
                 rows, components,
             )  # fmt: skip
-            total += gradient * v * tl.load(precision + d * components + j, mask=inside, other=0.0)
+            total += gradient * v * tl.load(precision + d * components + j, mask=pair, other=0.0)
         total = total * (-2.0 * LN2)
         if by_prior is not None:
             at = tl.load(z + d * rows + i, mask=inside, other=0.0)

@@ -33,7 +33,7 @@ def _squares(z, mu, precision, i, j, inside, near, rows, components, dims, like)
     d = tl.program_id(0).to(tl.int64) * 0
     while d < dims:
         mean = tl.load(mu + d * components + j, mask=near, other=0.0)
-        k = tl.load(precision + d * components + j, mask=near, other=0.0)
+        k = tl.load(precision + d * components + j, mask=near, other=1.0)  # infinity times 0 would be NaN
         v = (tl.load(z + d * rows + i, mask=inside, other=0.0) - mean) * k
         total = tl.fma(v, v, total)
         d += 1
@@ -62,7 +62,7 @@ def _merge(most, total, other_most, other_total):
     return larger, total * left + other_total * right
 
 
-@tuned((32, 64, 4), (16, 64, 4), (64, 64, 8), (16, 32, 2))
+@tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
 def forward(
     z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     log_base, log_normaliser, offsets, sums, logs, information, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
@@ -90,7 +90,7 @@ def forward(
             lane_most = tl.where(larger, t, lane_most)
             begin += LANES
         part_most = tl.max(lane_most, axis=1)[:, None]
-        part = tl.sum((lane_total * tl.exp2(lane_most - part_most)).to(tl.float64), axis=1)[:, None]
+        part = tl.sum(lane_total * tl.exp2(lane_most - part_most), axis=1)[:, None].to(tl.float64)
         most, total = _merge(most, total, part_most, part)
     log_unit = double_of(log_base) + largest_of.to(tl.float64)
     if log_weights is None:
@@ -116,7 +116,7 @@ def _at(part, k, DIMS: tl.constexpr):
     return tl.where(tl.arange(0, DIMS)[None, :] == k, part, 0.0)
 
 
-@tuned((16, 256, 4), (16, 128, 4), (32, 128, 8), (8, 256, 4))
+@tuned((16, 32, 4), (8, 32, 2), (16, 16, 2))
 def backward_rows(
     z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     offsets, sums, gradients, out, dims, size_class, DIMS: tl.constexpr, OUTER: tl.constexpr, LANES: tl.constexpr,
@@ -157,7 +157,7 @@ def backward_rows(
     tl.store(out + d * rows + i, total.to(none.dtype), mask=inside & (d < dims))
 
 
-@tuned((16, 256, 4), (16, 128, 4), (32, 128, 8), (8, 256, 4))
+@tuned((16, 32, 4), (8, 32, 2), (16, 16, 2))
 def backward_columns(
     z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     offsets, sums, gradients, by_mean, by_logvar, dims, size_class,

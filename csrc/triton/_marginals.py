@@ -50,7 +50,7 @@ def _shift(c, components, LANES: tl.constexpr):
 @triton.jit
 def _deviations(at, mu, precision, j, near):
     """v of pairs, and what it was multiplied by."""
-    k = tl.load(precision + j, mask=near, other=0.0)
+    k = tl.load(precision + j, mask=near, other=1.0)  # infinity times 0 would be NaN
     return (at - tl.load(mu + j, mask=near, other=0.0)) * k, k
 
 
@@ -100,7 +100,7 @@ def _sum_of_others(
             )
             part += tl.exp2(t - offset)
             begin += LANES
-        total += tl.sum(part.to(tl.float64), axis=1)[:, None]
+        total += tl.sum(part, axis=1)[:, None].to(tl.float64)
     return total
 
 
@@ -123,7 +123,7 @@ def _largest_of_others(
     return tl.max(most, axis=1)[:, None]
 
 
-@tuned((32, 64, 4), (16, 64, 4), (64, 64, 8), (16, 32, 2))
+@tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
 def forward(
     z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     log_base, sums, offsets, logs, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
@@ -139,6 +139,7 @@ def forward(
     own_weight, log2_own, log2_other = own_weights(own, log2_own, log2_other, at)
     v = own_deviation(z, mu, precision, i, own_of, has_own)
     own_t = exponent(v, tl.load(c + own_of, mask=has_own, other=float("-inf"))) + log2_own
+    own_t = weighed_or_nothing(own_t, own_weight)
     offset = tl.zeros_like(at) + _shift(c, components, LANES)
     total = tl.exp2(own_t - offset) * own_weight + _sum_of_others(
         at, mu, precision, c, log_weights, largest_of, i, rows, components, log2_other, row_offset, offset, OUTER, LANES
@@ -148,9 +149,8 @@ def forward(
         most = _largest_of_others(
             at, mu, precision, c, log_weights, largest_of, i, rows, components, log2_other, row_offset, OUTER, LANES
         )
-        own_most = weighed_or_nothing(own_t, own_weight)
-        most = tl.where(own_most > most, own_most, most)
-        again = tl.exp2(own_most - most) * own_weight + _sum_of_others(
+        most = tl.where(own_t > most, own_t, most)
+        again = tl.exp2(own_t - most) * own_weight + _sum_of_others(
             at,
             mu,
             precision,
@@ -181,7 +181,7 @@ def quotient(gradient, total):
     return tl.where(total == 0.0, 0.0, gradient / total)
 
 
-@tuned((32, 64, 4), (16, 64, 4), (64, 64, 8), (16, 32, 2))
+@tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
 def backward_rows(
     z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     sums, offsets, gradients, gradient_stride, out, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
@@ -213,11 +213,11 @@ def backward_rows(
             share = tl.exp2(t - offset) * g
             part += share * tl.where(share == 0.0, 0.0, v) * k  # v may be infinite
             begin += LANES
-        total += tl.sum(part.to(tl.float64), axis=1)[:, None]
+        total += tl.sum(part, axis=1)[:, None].to(tl.float64)
     tl.store(out + d * rows + i, total.to(at.dtype), mask=inside)
 
 
-@tuned((32, 64, 4), (16, 64, 4), (64, 64, 8), (16, 32, 2))
+@tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
 def backward_columns(
     z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     sums, offsets, gradients, gradient_stride, by_mean, by_logvar, size_class,
@@ -253,7 +253,7 @@ def backward_columns(
             part_mean += share * v
             part_logvar += share * v * v * LN2 - share * 0.5
             begin += LANES
-        total_mean += tl.sum(part_mean.to(tl.float64), axis=1)[:, None]
-        total_logvar += tl.sum(part_logvar.to(tl.float64), axis=1)[:, None]
+        total_mean += tl.sum(part_mean, axis=1)[:, None].to(tl.float64)
+        total_logvar += tl.sum(part_logvar, axis=1)[:, None].to(tl.float64)
     tl.store(by_mean + of_d, total_mean.to(mean.dtype), mask=near)
     tl.store(by_logvar + of_d, total_logvar.to(mean.dtype), mask=near)

@@ -88,7 +88,7 @@ def load_largest(log_weights, largest, i, inside, like):
 @triton.jit
 def own_squares(z, mu, precision, i, j, inside, rows, components, dims):
     """The sum of v^2 over all dimensions, of rows and their own components: the same bits wherever it is taken."""
-    total = tl.zeros_like(tl.load(z + i, mask=inside, other=0.0))
+    total = tl.zeros_like(i).to(z.dtype.element_ty)
     d = tl.program_id(0).to(tl.int64) * 0
     while d < dims:
         v = own_deviation(z + d * rows, mu + d * components, precision + d * components, i, j, inside)

@@ -39,8 +39,9 @@ def _size_class(on: Tensor, *sizes: int) -> int:
     return code
 
 
-def _may_time() -> bool:
-    return not (torch.are_deterministic_algorithms_enabled() or torch.cuda.is_current_stream_capturing())
+def _may_time(on: Tensor) -> bool:
+    capturing = on.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not (capturing or torch.are_deterministic_algorithms_enabled())
 
 
 def launch_pairs(kernel: Any, outer: int, lanes: int, others: int, on: Tensor, *args: Any, **meta: Any) -> None:
@@ -56,6 +57,6 @@ def launch_pairs(kernel: Any, outer: int, lanes: int, others: int, on: Tensor, *
     def grid(chosen: dict[str, Any]) -> tuple[int, int]:
         return triton.cdiv(outer, chosen["OUTER"]), others
 
-    if not _may_time():
+    if not _may_time(on):
         kernel, meta = kernel.fn, meta | kernel.configs[0].all_kwargs()
     launch(kernel, grid, on, *args, **meta)
