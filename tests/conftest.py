@@ -11,8 +11,21 @@ import torch
 import fastib
 from fastib import _backends
 
-# The kernels that this process can run: the CPU ones by instruction set, or those that FASTIB_BACKEND asked for.
-KERNELS = _backends._cpu.supported_isas() if _backends._cpu is not None else [fastib.backends()["cpu"].name]
+# A library of the CUDA kernels under emulation (tests/emulation), which register for the CPU.
+EMULATED = os.environ.get("FASTIB_EMULATED")
+if EMULATED is not None:
+    assert os.environ.get("FASTIB_BACKEND") == "reference"
+    torch.ops.load_library(EMULATED)
+
+
+def _kernels() -> list[str]:
+    """Those that this process can run: the CPU ones by instruction set, or the ones that it was asked for."""
+    if EMULATED is not None:
+        return ["cuda"]
+    return _backends._cpu.supported_isas() if _backends._cpu is not None else [fastib.backends()["cpu"].name]
+
+
+KERNELS = _kernels()
 
 if KERNELS == ["triton"]:
     import interpreter

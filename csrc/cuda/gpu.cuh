@@ -1,0 +1,30 @@
+// The little in which nvcc and the emulation of a GPU by a host compiler (tests/emulation) differ. Kernels are written
+// once, against this file: it has the shared memory, the launch and the instructions that have no C++ name.
+#pragma once
+
+#include "../common/operand.h"  // before anything that gives names of CUDA another meaning
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+
+#define FASTIB_GPU_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(fastib, CUDA, m)
+
+// A variable in the memory that a block shares.
+#define FASTIB_SHARED(name, ...) __shared__ fastib::cuda::Type<__VA_ARGS__> name
+
+#define FASTIB_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<(blocks), (threads), 0, (stream)>>>(__VA_ARGS__)
+
+namespace fastib::cuda {
+template <class T>
+struct TypeOf {
+  using type = T;
+};
+template <class T>
+using Type = typename TypeOf<T>::type;
+}  // namespace fastib::cuda
+#else
+#include "cuda_emulator.h"
+#endif
+
+#define FASTIB_INLINE static __device__ __forceinline__
+#define FASTIB_OUT_OF_LINE FASTIB_INLINE
