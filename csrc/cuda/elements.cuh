@@ -21,7 +21,8 @@ struct Operand : OperandOf<kMaxDims> {
 
   Operand() = default;
   Operand(const OperandOf<kMaxDims>& o)
-      : OperandOf<kMaxDims>(o), aligned(contiguous() && reinterpret_cast<uintptr_t>(o.data) % 16 == 0) {
+      : OperandOf<kMaxDims>(o),
+        aligned(data != nullptr && contiguous() && reinterpret_cast<uintptr_t>(o.data) % 16 == 0) {
     for (int d = 1; d < dims; ++d) {
       const auto size = uint64_t(std::max<int64_t>(sizes[d], 2));  // of no elements none is looked for
       int log = 1;

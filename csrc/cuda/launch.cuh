@@ -38,7 +38,7 @@ unsigned grid(int64_t blocks);
 
 // Calls f with a value of the type that tensors of `dtype` hold.
 template <class F>
-void with_type(ScalarType dtype, F f) {
+auto with_type(ScalarType dtype, F f) {
   switch (dtype) {
     case ScalarType::Double: return f(double());
     case ScalarType::Float: return f(float());
