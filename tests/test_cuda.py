@@ -24,7 +24,9 @@ def _pytest(library: Path, *arguments: str, **env: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("name", ["philox_words", "reparameterize", "log_variance_penalty", "reparameterize_with_kl"])
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (TESTS.parent / "csrc/cuda").glob("*.cu") if path.stem != "launch")
+)
 def test_operators(name: str) -> None:
     """The operators' own tests, with their oracles and budgets."""
     result = _pytest(build(), str(TESTS / f"test_{name}.py"))
