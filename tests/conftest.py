@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,11 +13,19 @@ import torch
 import fastib
 from fastib import _backends
 
-# A library of the CUDA kernels under emulation (tests/emulation), which register for the CPU.
-EMULATED = os.environ.get("FASTIB_EMULATED")
-if EMULATED is not None:
+
+def _load_emulated(path: str) -> ModuleType:
+    """The CUDA kernels under emulation (tests/emulation), which register for the CPU."""
     assert os.environ.get("FASTIB_BACKEND") == "reference"
-    torch.ops.load_library(EMULATED)
+    spec = importlib.util.spec_from_file_location("_C_cuda", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EMULATED = _load_emulated(os.environ["FASTIB_EMULATED"]) if "FASTIB_EMULATED" in os.environ else None
+COMPILED = [module for module in (_backends._cpu, _backends._cuda, EMULATED) if module is not None]
 
 
 def _kernels() -> list[str]:
@@ -51,11 +61,11 @@ def poisoned_memory() -> Iterator[None]:
     """What PyTorch or the kernels allocate is NaN at first, so that an element that a kernel forgets is seen."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
-    if _backends._cpu is not None:
-        _backends._cpu.poison_results(True)
+    for module in COMPILED:
+        module.poison_results(True)
     yield
-    if _backends._cpu is not None:
-        _backends._cpu.poison_results(False)
+    for module in COMPILED:
+        module.poison_results(False)
     torch.use_deterministic_algorithms(False)
 
 

@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -49,7 +50,9 @@ inline Tensor empty_strided(IntArray sizes, IntArray strides, ScalarType dtype, 
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), int32_t(dtype),
                                                   int32_t(device.type()), device.index(), &handle));
   Tensor result(handle);
-  if (poison_results) std::memset(result.data_ptr(), 0xff, size_t(result.numel()) * result.element_size());
+  if (poison_results && device.is_cpu())
+    std::memset(result.data_ptr(), 0xff, size_t(result.numel()) * result.element_size());
+  else if (poison_results) torch::stable::fill_(result, dtype == ScalarType::Long ? -1.0 : double(NAN));
   return result;
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,23 +26,23 @@ def _run(command: list[str]) -> None:
 
 
 def build(*extra: str) -> Path:
-    """The library, made anew where a source or a flag has changed. `extra` are flags for the kernels alone."""
-    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    """The module _C_cuda, made anew where a source or a flag has changed. `extra` are flags for the kernels alone."""
+    kernels = sorted((ROOT / "csrc/cuda").glob("*.c*[pu]"))
     sources = [*kernels, *sorted((ROOT / "csrc").glob("*/*.*h")), *sorted(HERE.glob("cuda_emulator.*"))]
     compiler = os.environ.get("CXX", "g++")
-    includes = [f"-I{path}" for path in [HERE, *include_paths()]]
+    includes = [f"-I{path}" for path in [HERE, *include_paths(), sysconfig.get_path("include")]]
     key = hashlib.sha256(repr((compiler, torch.__version__, FLAGS, MACROS, extra)).encode())
     for source in sources:
         key.update(source.read_bytes())
     folder = ROOT / "build" / "emulation" / key.hexdigest()[:16]
-    library = folder / "kernels.so"
+    library = folder / "_C_cuda.so"
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: Path) -> Path:
         made = folder / f"{source.stem}.o"
-        flags = [] if source.suffix == ".cpp" else [*extra, "-x", "c++"]  # the emulator plays the hardware
+        flags = [] if source.parent == HERE else [*extra, "-x", "c++"]  # the emulator plays the hardware
         _run([compiler, *FLAGS, *MACROS, *includes, *flags, "-c", str(source), "-o", str(made)])
         return made
 
