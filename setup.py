@@ -1,7 +1,14 @@
-"""Builds fastib._C, the CPU kernels. Everything declarative is in pyproject.toml."""
+"""Builds fastib._C, the CPU kernels, and fastib._C_cuda, those for a GPU. What is declarative is in pyproject.toml.
+
+FASTIB_CUDA=1 builds the second or fails, 0 does not, and auto, the default, does where PyTorch has CUDA and an nvcc of
+the same major version is found. Whether there is a GPU does not matter.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,35 +16,115 @@ from typing import Any
 from setuptools import find_packages, setup
 
 OLDEST_TORCH = "0x020b000000000000"  # 2.11: the stable ABI that the kernels are compiled against
+MACROS = [("TORCH_TARGET_VERSION", OLDEST_TORCH), ("TORCH_STABLE_ONLY", None)]
+NVCC = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-fmad=false", "--threads=2", "-DUSE_CUDA"]
+
+
+def sources(folder: str) -> list[str]:
+    return sorted(str(path) for path in Path("csrc", folder).glob("*.c*") if path.suffix in (".cpp", ".cu"))
+
+
+def headers() -> list[str]:
+    return sorted(str(path) for path in Path("csrc").glob("*/*") if path.suffix in (".h", ".cuh"))
+
+
+def extension(kind: Any, name: str, files: list[str], flags: dict[str, list[str]]) -> Any:
+    return kind(
+        name,
+        files,
+        depends=headers(),
+        py_limited_api=True,  # BuildExtension defines Py_LIMITED_API
+        define_macros=MACROS,
+        extra_compile_args=flags,
+        extra_link_args=[] if sys.platform == "darwin" else ["-s"],
+    )
 
 
 def cpu_extension() -> Any:
     from torch.utils.cpp_extension import CppExtension
 
-    sources = ["csrc/module.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
-    return CppExtension(
-        "fastib._C",
-        sources,
-        depends=sorted(map(str, [*Path("csrc/common").glob("*.h"), *Path("csrc/cpu").glob("*.h")])),
-        py_limited_api=True,  # BuildExtension defines Py_LIMITED_API
-        define_macros=[
-            ("TORCH_TARGET_VERSION", OLDEST_TORCH),
-            ("TORCH_STABLE_ONLY", None),
-        ],
-        extra_compile_args={
-            "cxx": [
-                "-O3",
-                "-fno-math-errno",
-                "-fno-trapping-math",
-                "-ffp-contract=off",
-                "-fvisibility=hidden",
-                "-Wno-psabi",
-                "-Wno-unused-function",
-                "-Wno-maybe-uninitialized",
-            ]
-        },
-        extra_link_args=[] if sys.platform == "darwin" else ["-s"],
-    )
+    flags = [
+        "-O3",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-Wno-psabi",
+        "-Wno-unused-function",
+        "-Wno-maybe-uninitialized",
+    ]
+    return extension(CppExtension, "fastib._C", ["csrc/module.cpp", *sources("cpu")], {"cxx": flags})
+
+
+def output_of(*command: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout + result.stderr
+
+
+def find_nvcc() -> tuple[str, str, str] | None:
+    """The nvcc that PyTorch or the shell knows: its command, its toolkit's folder and its version.
+
+    It is asked for the folder: the command may be a link, or a script that calls another.
+    """
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    for nvcc in ([str(Path(CUDA_HOME) / "bin" / "nvcc")] if CUDA_HOME else []) + ["nvcc"]:
+        try:
+            version = re.search(r"release (\d+\.\d+)", output_of(nvcc, "--version"))
+            folder = re.search(r"^#\$ (?:_TARGET_DIR_=\S*\s*)?TOP=(\S+)", output_of(nvcc, "--dryrun", "x.cu"), re.MULTILINE)
+        except OSError:
+            continue
+        if version and folder:
+            return nvcc, os.path.realpath(folder[1]), version[1]
+    return None
+
+
+def architectures(nvcc: str) -> str:
+    """Those of PyTorch's own binaries, as far as this nvcc knows them."""
+    import torch
+
+    ours = (torch._C._cuda_getArchFlags() or "").split()
+    known = set(re.findall(r"compute_(\d+)", output_of(nvcc, "--list-gpu-arch")))
+    numbers = [name[3:] for name in ours if name.startswith("sm_") and name[3:] in known]
+    return ";".join(f"{number[:-1]}.{number[-1]}" for number in numbers) + "+PTX"
+
+
+def cuda_extension() -> tuple[Any, str]:
+    """The extension, or None, and why."""
+    import torch
+
+    wanted = os.environ.get("FASTIB_CUDA", "auto")
+    if wanted not in ("0", "1", "auto"):
+        raise SystemExit(f"FASTIB_CUDA={wanted!r}: choose 0, 1 or auto")
+    if wanted == "0":
+        return None, "FASTIB_CUDA=0"
+    found, cuda = find_nvcc(), torch.version.cuda
+    if cuda is None:
+        reason = f"this PyTorch, {torch.__version__}, has no CUDA"
+    elif found is None:
+        reason = f"no nvcc is found (PyTorch {torch.__version__} wants one of CUDA {cuda})"
+    elif found[2].split(".")[0] != cuda.split(".")[0]:
+        reason = f"{found[0]} is of CUDA {found[2]}, and PyTorch {torch.__version__} of {cuda}"
+    else:
+        return build_with(*found), f"nvcc {found[2]} for {os.environ['TORCH_CUDA_ARCH_LIST']}"
+    if wanted == "1":
+        raise SystemExit(f"FASTIB_CUDA=1: {reason}")
+    return None, reason
+
+
+def build_with(nvcc: str, folder: str, version: str) -> Any:
+    from torch.utils import cpp_extension
+
+    os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = folder
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures(nvcc))
+    flags = {"cxx": ["-O3", "-fvisibility=hidden"], "nvcc": NVCC}
+    return extension(cpp_extension.CUDAExtension, "fastib._C_cuda", sources("cuda"), flags)
+
+
+def extensions() -> list[Any]:
+    cuda, why = cuda_extension()
+    print(f"fastib: building {'_C and _C_cuda' if cuda else '_C alone'}: {why}")
+    return [cpu_extension()] + ([cuda] if cuda else [])
 
 
 def build_command() -> Any:
@@ -49,7 +136,7 @@ def build_command() -> Any:
 setup(
     packages=[*find_packages(include=["fastib*"]), "fastib._triton"],
     package_dir={"fastib._triton": "csrc/triton"},
-    ext_modules=[cpu_extension()],
+    ext_modules=extensions(),
     cmdclass={"build_ext": build_command()},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -17,6 +17,12 @@
 #include <sys/mman.h>
 #endif
 
+#ifdef __CUDACC__
+#define FASTIB_HOST_DEVICE __host__ __device__
+#else
+#define FASTIB_HOST_DEVICE
+#endif
+
 namespace fastib {
 
 using torch::headeronly::ScalarType;

@@ -3,16 +3,10 @@
 
 namespace fastib {
 
-namespace {
-// Below this ratio of the two weights, sums of float would overflow, or lose the smaller one.
-constexpr double kSmallestRatio = 0x1p-60;
-// So large may the powers of two be that are summed: with a weight of up to 1 / kSmallestRatio, float holds the sum.
-constexpr double kLargestExponent = 40;
-}  // namespace
-
 Mixture::Mixture(const Tensor& z_, const Tensor& mu_, const Tensor& logvar_, const MaybeTensor& log_weights_,
                  double w_self, double w_other, int64_t row_offset_)
-    : dtype(z_.scalar_type()),
+    : PairWeighting(w_self, w_other),
+      dtype(z_.scalar_type()),
       rows(z_.size(0)),
       components(mu_.size(0)),
       dims(mu_.size(1)),
@@ -24,27 +18,14 @@ Mixture::Mixture(const Tensor& z_, const Tensor& mu_, const Tensor& logvar_, con
       padded((components + kWidest - 1) / kWidest * kWidest),
       shift(size_t(dims)),
       largest_of_chunks(dims * component_chunks() * int64_t(sizeof(double))),
-      packed(padded * (3 * dims + 1) * element_size()) {
-  const double base = w_other >= kSmallestRatio * w_self ? w_other : w_self;
-  own = w_self / base;
-  other = w_other / base;
-  by_logarithm = other != 1 || (own > 0 && own < kSmallestRatio);
-  log2_own = std::log2(own);
-  log2_other = std::log2(other);
-  log_base = std::log(base);
-}
+      packed(padded * (3 * dims + 1) * element_size()) {}
 
-// A shift costs digits: what a component gives to a point is rounded relative to its shifted exponent. So it is no
-// larger than the largest component needs, and 0 for all that are common.
 void Mixture::choose_shifts() {
   for (int64_t d = 0; d < dims; ++d) {
     double largest = -double(INFINITY);
     for (int64_t chunk = 0; chunk < component_chunks(); ++chunk)
       largest = std::max(largest, largest_of_chunks.as<double>()[chunk * dims + d]);
-    if (largest == -double(INFINITY)) largest = 0;  // no logvar is finite
-    const double needed = std::max(0.0, std::ceil(largest - kLargestExponent));
-    const double rounded = is_double() ? largest : double(float(largest));
-    shift[size_t(d)] = std::abs(largest) > 0x1p20 ? rounded : std::min(std::floor(largest), needed);
+    shift[size_t(d)] = is_double() ? shift_for<double>(largest) : shift_for<float>(largest);
   }
 }
 

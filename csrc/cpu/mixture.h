@@ -1,42 +1,14 @@
-// A mixture of diagonal Gaussians, and points under it: what the operators on it share outside their kernels.
-//
-// For a point i and a component j, u_d = (z_id - mu_jd) exp(-l_jd / 2). Kernels work in powers of two: with
-// v = u sqrt(log2(e) / 2) and c = -log2(e) l / 2 the density in dimension d is 2^(c - v^2) times a factor that all
-// components share, and the joint one 2^(C - sum_d v^2), C = sum_d c. The largest c of a dimension is known beforehand:
-// less a shift, so that no power of two overflows, a sum over components needs no running maximum; that over C does.
+// What the operators on a mixture (common/mixture.h) share outside their kernels.
 #pragma once
 
 #include <limits>
 #include <memory>
 #include <new>
 
+#include "../common/mixture.h"
 #include "cpu.h"
 
 namespace fastib {
-
-// A matrix of any strides; its dtype is the kernel's to know. Null where there is none.
-struct Matrix {
-  char* data = nullptr;
-  int64_t row = 0, column = 0;
-
-  Matrix() = default;
-  explicit Matrix(const Tensor& t)
-      : data(static_cast<char*>(t.data_ptr())), row(t.stride(0)), column(t.dim() > 1 ? t.stride(1) : 0) {}
-  explicit Matrix(const MaybeTensor& t) {
-    if (t) *this = Matrix(*t);
-  }
-
-  explicit operator bool() const { return data != nullptr; }
-  Matrix transposed() const {
-    Matrix t(*this);
-    std::swap(t.row, t.column);
-    return t;
-  }
-  template <class T>
-  T& at(int64_t i, int64_t j = 0) const {
-    return reinterpret_cast<T*>(data)[i * row + j * column];
-  }
-};
 
 // Uninitialised memory for vectors of the widest instruction set.
 class Scratch {
@@ -55,23 +27,16 @@ class Scratch {
   std::unique_ptr<void, Delete> data_;
 };
 
-constexpr double kLog2E = 0x1.71547652b82fep0, kLn2 = 0x1.62e42fefa39efp-1, kLog2Pi = 0x1.d67f1c864beb4p0;
-constexpr double kRootHalfLog2E = 0x1.b2da4e9808a53p-1;  // sqrt(log2(e) / 2): e^(-u^2 / 2) is 2^-v^2, v = u times this
-
 constexpr int64_t kComponentsPerChunk = 512;  // of packing, and of writing the gradients of components
 constexpr int64_t kRowsPerChunk = 32;         // of the forward pass, and of writing the gradients of rows
 constexpr int64_t kWidest = 16;  // lanes of float in the widest vector: components are padded to a multiple
 
 // The components of one call, packed for vectors: kernels fill it, in parallel, before anything else runs.
-struct Mixture {
+struct Mixture : PairWeighting {
   ScalarType dtype;
   int64_t rows, components, dims;
   Matrix z, mu, logvar;
 
-  // The weights of a row's own component and of the others, relative to `base`. Where one is so much the smaller one
-  // that float can't hold both, each pair is weighed by a logarithm.
-  double own, other, log2_own, log2_other, log_base;
-  bool by_logarithm;
   int64_t row_offset;
   Matrix log_weights;  // instead of both, where given: of float, or of double for double
 

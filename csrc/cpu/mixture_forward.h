@@ -80,10 +80,7 @@ static void add_tiles(const Mixture& m, const Points<S>& p, int64_t begin, int64
   for (int64_t k = 0; k < m.dims * kRows; ++k) totals[k] += double(fold_lanes<S>(marginals[k]));
 }
 
-// Where a marginal underflows relative to its shift: a point that no component is near. It is summed again
-// in two passes, relative to its own maximum.
-template <class S>
-constexpr double kFarSum = sizeof(S) == 4 ? 0x1p-60 : 0x1p-900;
+// A far marginal (kFarSum) is summed again, in two passes.
 
 template <class S>
 FASTIB_INLINE Vec<S> far_exponent(const Mixture& m, int64_t row, int64_t d, S z, int64_t i, double largest) {

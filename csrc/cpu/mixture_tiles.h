@@ -1,6 +1,6 @@
 // What both passes over a mixture are made of, for S float or double: tiles of components, blocks of points, the weight
 // and the exponents of their pairs. mixture_forward.h and mixture_backward.h follow it in an operator's file, inside
-// each instruction set and so without include guards. The formulas are at the top of mixture.h.
+// each instruction set and so without include guards. The formulas are at the top of common/mixture.h.
 //
 // A tile is one vector of components; a block is kRows points, which share the loads of a tile. Everything is summed
 // in an order that depends on the shapes alone.
@@ -46,10 +46,6 @@ static void find_largest(const Mixture& m, int64_t chunk) {
     }
   }
 }
-
-// A precision beyond this is taken for it: the density is 0 in S but at the mean itself, where no 0 * inf may arise.
-template <class S>
-constexpr double kLargestPrecision = sizeof(S) == 4 ? 0x1p110 : 0x1p1000;
 
 template <class T>
 static void pack(const Mixture& m, int64_t chunk) {
