@@ -71,7 +71,9 @@ def find_nvcc() -> tuple[str, str, str] | None:
     for nvcc in ([str(Path(CUDA_HOME) / "bin" / "nvcc")] if CUDA_HOME else []) + ["nvcc"]:
         try:
             version = re.search(r"release (\d+\.\d+)", output_of(nvcc, "--version"))
-            folder = re.search(r"^#\$ (?:_TARGET_DIR_=\S*\s*)?TOP=(\S+)", output_of(nvcc, "--dryrun", "x.cu"), re.MULTILINE)
+            folder = re.search(
+                r"^#\$ (?:_TARGET_DIR_=\S*\s*)?TOP=(\S+)", output_of(nvcc, "--dryrun", "x.cu"), re.MULTILINE
+            )
         except OSError:
             continue
         if version and folder:

@@ -42,6 +42,7 @@ struct Operand : OperandOf<kMaxDims> {
   // Where logical element e lies, in elements.
   __device__ int64_t offset(int64_t e) const {
     int64_t at = 0;
+#pragma unroll 1
     for (int d = dims - 1; d > 0; --d) {
       const auto rest = int64_t(__umul64hi(uint64_t(e), magic[d]) >> shift[d]);
       at += (e - rest * sizes[d]) * strides[d];

@@ -58,6 +58,11 @@ Thread* current = nullptr;
 
 namespace {
 
+int setting(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? 0 : std::atoi(value);
+}
+
 constexpr size_t kStack = 256 * 1024, kPage = 4096;
 constexpr int kMostThreads = 1024, kWarp = 32;
 
@@ -98,7 +103,7 @@ unsigned barrier_generation;
 char barrier_tokens[2][2], warp_tokens[2][kMostThreads / kWarp][2], start_token, end_token, fence_token;
 std::string error;
 std::unordered_map<const void*, void*> shared_variables;
-int order = 0;  // 0: ascending; 1: descending, blocks too; more: seeds of a random order
+int order = setting("EMULATED_ORDER");  // 0: ascending; 1: descending, blocks too; more: seeds of a random order
 uint64_t random_state;
 
 uint64_t next_random() {
@@ -254,6 +259,8 @@ void make_stacks(int count) {
 
 }  // namespace
 
+int perturbation = setting("EMULATED_PERTURBATION");
+
 void block_barrier() {
   char* token = &barrier_tokens[set_number][barrier_generation & 1];
   release(token);
@@ -361,5 +368,3 @@ const char* cudaGetErrorString(cudaError_t) {
   emulator::error.clear();
   return text.c_str();
 }
-
-extern "C" void emulator_set_order(int order) { emulator::order = order; }

@@ -61,6 +61,7 @@ int block_vote(int predicate);  // how many threads of the block say yes
 uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64_t value, int source);
 void* shared_variable(const void* key, size_t bytes);  // one for all threads of a block
 void fence();
+extern int perturbation;  // of approximate instructions: 0 for none, else a seed
 
 // As <<<>>> does, converts the arguments once, to the types of the kernel's parameters.
 template <class... P, class... A>
@@ -114,4 +115,28 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes) {
       emulator::warp_operation(emulator::WarpOperation::shuffle, mask, emulator::bits(value), source));
 }
 
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source) {
+  return emulator::from_bits<T>(
+      emulator::warp_operation(emulator::WarpOperation::shuffle, mask, emulator::bits(value), source));
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  return unsigned(emulator::warp_operation(emulator::WarpOperation::vote, mask, predicate != 0, 0));
+}
+
+inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
+
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t(((unsigned __int128)(a)*b) >> 64); }
+
+// ex2.approx.ftz.f32: up to 2 units in the last place from what it should be (the PTX ISA's figure), here by a hash of
+// x.
+inline float approximate_exp2(float x) {
+  const float y = std::exp2(x);
+  if (std::fabs(y) < 0x1p-126f) return 0;
+  if (!std::isfinite(y) || emulator::perturbation == 0) return y;
+  uint32_t hash = uint32_t(emulator::bits(x)) * 0x9E3779B1u + uint32_t(emulator::perturbation);
+  hash = (hash ^ hash >> 15) * 0x85EBCA6Bu;
+  const int units = int((hash ^ hash >> 13) % 5) - 2;
+  return emulator::from_bits<float>(emulator::bits(y) + uint64_t(int64_t(units)));
+}

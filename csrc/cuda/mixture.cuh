@@ -1,0 +1,336 @@
+// What the passes over all pairs of points and components are made of.
+//
+// In the forward pass and in the one for the gradients of rows a lane has a point, and its warp a chunk of C dimensions
+// of 32 points; components come one after another, the same for all lanes. In the pass for the gradients of columns a
+// lane has a component, and points come. What is joint over the dimensions is summed over the warps of a block by way
+// of shared memory, for several pairs at once. Sums have an order that depends on the shapes alone, and the exponent of
+// a pair has the same bits in every pass. Where there are more dimensions than a block has, others have the rest, and
+// all sum the squares of all.
+#pragma once
+
+#include "../common/mixture.h"
+#include "reduce.cuh"
+
+namespace fastib::cuda {
+
+constexpr int kMostWarps = 8;
+constexpr int kWaiting = 64;      // squares of a lane that wait in shared memory, those of all warps
+constexpr int kTermsPerSum = 64;  // of float, before they are added to a double
+constexpr int kRowsPerSum = 256;  // the same for the gradients of columns, whose doubles are in memory
+
+// How dimensions are cut: the least padding, then the fewest chunks.
+struct Chunks {
+  int width = 0, count = 0, warps = 0, panels = 0;
+
+  Chunks(int64_t dims, bool is_double) {
+    for (const int w : {8, 12, 16}) {
+      if (is_double && w != 8) break;
+      const int c = int(std::max<int64_t>(divide_up(dims, w), 1)), p = int(divide_up(c, kMostWarps));
+      if (count > 0 && std::pair(p, c * w) > std::pair(panels, count * width)) continue;
+      width = w, count = c, panels = p;
+    }
+    warps = std::min(count, kMostWarps);
+  }
+  int64_t padded() const { return int64_t(count) * width; }
+};
+
+// Sums over `count` terms are cut into parts of so many, so that few sums keep a GPU busy, and the partial sums stay
+// small beside the input. It depends on nothing else: a row has the same bits whichever others are with it.
+struct Parts {
+  int64_t size, count;
+
+  explicit Parts(int64_t terms) {
+    constexpr int64_t fewest_terms = 32, most_parts = 16, most_partials = int64_t(1) << 17;
+    int64_t parts = std::clamp<int64_t>(terms / fewest_terms, 1, most_parts);
+    while (parts > 1 && parts * terms > most_partials) parts /= 2;
+    size = std::max<int64_t>(divide_up(terms, parts), 1);
+    count = std::max<int64_t>(divide_up(terms, size), 1);
+  }
+};
+
+// The mixture and the points as the kernels see them.
+template <class S>
+struct Mixture {
+  int64_t rows, components, dims;
+  int chunks, warps, panels;
+  const S* packed;      // [components, chunks, 4, C]: mu, sqrt(log2(e) / 2) exp(-l / 2), c less the shift, c
+  const S* constants;   // [components]: C
+  const S* points;      // [rows, chunks, C]
+  const double* shift;  // [dims]
+  bool given;           // each pair has a weight of its own
+  S own, log2_own, log2_other;
+  double log_base;
+  int64_t row_offset;
+  Matrix log_weights;
+  const double* largest_weights;  // [rows], of the given ones; null where there are none
+
+  __device__ bool is_own(int64_t row, int64_t j) const { return row + row_offset == j; }
+  __device__ double largest_weight(int64_t row) const { return largest_weights == nullptr ? 0 : largest_weights[row]; }
+};
+
+// 2^x for sums of many, where it does not overflow.
+FASTIB_INLINE float power_of_two(float x) { return approximate_exp2(x); }
+FASTIB_INLINE double power_of_two(double x) { return fast_exp2<double>(x); }
+
+// What a pair weighs; the logarithm matters only where each pair has its own, and to sums relative to a maximum.
+template <class S>
+struct PairWeight {
+  S weight, log2, is_own;
+};
+
+template <class S>
+FASTIB_INLINE PairWeight<S> weigh(const Mixture<S>& m, int64_t row, int64_t j) {
+  const bool own = m.is_own(row, j);
+  PairWeight<S> w{own ? m.own : S(1), own ? m.log2_own : m.log2_other, own ? S(1) : S(0)};
+  if (m.log_weights) w.log2 = S(double(m.log_weights.template at<S>(row, j)) * kLog2E - m.largest_weight(row));
+  if (m.given) w.weight = power_of_two(w.log2);
+  return w;
+}
+
+// A chunk of numbers, read sixteen bytes at a time.
+template <int C, class S>
+FASTIB_INLINE void load(const S* p, S (&out)[C]) {
+  constexpr int width = 16 / sizeof(S);
+#pragma unroll
+  for (int i = 0; i < C; i += width) {
+    const auto v = *reinterpret_cast<const Vector<S>*>(p + i);
+#pragma unroll
+    for (int k = 0; k < width; ++k) out[i + k] = v.values[k];
+  }
+}
+
+template <int C, class S>
+struct Component {
+  S mu[C], precision[C], c[C];
+
+  __device__ Component(const Mixture<S>& m, int64_t j, int chunk) {
+    const S* p = m.packed + (j * m.chunks + chunk) * 4 * C;
+    load(p, mu);
+    load(p + C, precision);
+    load(p + 2 * C, c);
+  }
+};
+
+template <int C, class S>
+struct Point {
+  S z[C];
+
+  __device__ Point(const Mixture<S>& m, int64_t row, int chunk) { load(m.points + (row * m.chunks + chunk) * C, z); }
+};
+
+// c itself, of which sums relative to a maximum are made: the shift takes digits from small ones.
+template <class S>
+FASTIB_INLINE S unshifted(const Mixture<S>& m, int width, int64_t j, int chunk, int k) {
+  return m.packed[((j * m.chunks + chunk) * 4 + 3) * width + k];
+}
+
+template <class S>
+FASTIB_INLINE S scaled_deviation(S z, S mu, S precision) {
+  return (z - mu) * precision;
+}
+
+template <int C, class S>
+FASTIB_INLINE S squares_of(const Point<C, S>& point, const Component<C, S>& component) {
+  S squares = 0;
+#pragma unroll
+  for (int k = 0; k < C; ++k) {
+    const S v = scaled_deviation(point.z[k], component.mu[k], component.precision[k]);
+    squares = fma<S>(v, v, squares);
+  }
+  return squares;
+}
+
+// The squares of a pair in those dimensions that a warp has in any panel.
+template <int C, class S>
+FASTIB_INLINE S squares_of_warp(const Mixture<S>& m, int64_t row, int64_t j, int warp) {
+  S squares = 0;
+  for (int chunk = warp; chunk < m.chunks; chunk += m.warps)
+    squares += squares_of(Point<C, S>(m, row, chunk), Component<C, S>(m, j, chunk));
+  return squares;
+}
+
+// The exponent of a pair's joint density, with its weight where that is given by its logarithm; -infinity, almost,
+// where it weighs nothing.
+template <class S>
+FASTIB_INLINE S joint_exponent(const Mixture<S>& m, S constant, S squares, const PairWeight<S>& w) {
+  const S t = constant - squares;
+  if (m.given) return t + w.log2;
+  return w.weight > S(0) || t != t ? t : std::numeric_limits<S>::lowest();
+}
+
+// Packs, for everything that follows: a block finds the shift of one dimension and packs its components, or packs a
+// part of the points, or finds constants of components.
+template <class T>
+struct Packing {
+  Matrix z, mu, logvar;
+  int64_t rows, components, dims;
+  int chunks, width;
+  Compute<T>*packed, *constants, *points;
+  double* shift;
+
+  int64_t padded() const { return int64_t(chunks) * width; }
+  int64_t point_blocks() const { return divide_up(rows * padded(), kThreads); }
+  int64_t blocks() const { return padded() + point_blocks() + divide_up(components, kThreads); }
+};
+
+FASTIB_INLINE double block_max(double value) {
+  FASTIB_SHARED(of_threads, double[kThreads]);
+  of_threads[threadIdx.x] = value;
+  __syncthreads();
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    if (int(threadIdx.x) < half)
+      of_threads[threadIdx.x] = ::fmax(of_threads[threadIdx.x], of_threads[threadIdx.x + half]);
+    __syncthreads();
+  }
+  return of_threads[0];
+}
+
+template <class T>
+FASTIB_INLINE void pack_dimension(const Packing<T>& p, int64_t d) {
+  using S = Compute<T>;
+  S* out = p.packed + d / p.width * 4 * p.width + d % p.width;
+  const int64_t stride = 4 * int64_t(p.chunks) * p.width;
+  if (d >= p.dims) {  // padding adds nothing to squares
+    for (int64_t j = threadIdx.x; j < p.components; j += kThreads)
+      for (int k = 0; k < 4; ++k) out[j * stride + k * p.width] = S(0);
+    return;
+  }
+  double largest = -double(INFINITY);
+  for (int64_t j = threadIdx.x; j < p.components; j += kThreads) {
+    const double c = -0.5 * kLog2E * double(S(p.logvar.template at<T>(j, d)));
+    if (c > largest && c < double(INFINITY)) largest = c;
+  }
+  const double shift = shift_for<S>(block_max(largest));
+  if (threadIdx.x == 0) p.shift[d] = shift;
+  for (int64_t j = threadIdx.x; j < p.components; j += kThreads) {
+    const double half = -0.5 * double(S(p.logvar.template at<T>(j, d)));
+    const double precision = exponential<double>(half).value * kRootHalfLog2E;
+    out[j * stride] = S(p.mu.template at<T>(j, d));
+    out[j * stride + p.width] = precision > kLargestPrecision<S> ? S(kLargestPrecision<S>) : S(precision);
+    const S c = half < double(INFINITY) ? S(kLog2E * half) : S(NAN);
+    out[j * stride + 2 * p.width] = c - S(shift);
+    out[j * stride + 3 * p.width] = c;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) pack(Packing<T> p, int64_t point_blocks) {
+  using S = Compute<T>;
+  const int64_t padded = int64_t(p.chunks) * p.width;
+  int64_t block = blockIdx.x;
+  if (block < padded) return pack_dimension(p, block);
+  block -= padded;
+  if (block < point_blocks) {
+    const int64_t at = block * kThreads + threadIdx.x, row = at / padded, d = at % padded;
+    if (row < p.rows) p.points[at] = d < p.dims ? S(p.z.template at<T>(row, d)) : S(0);
+    return;
+  }
+  const int64_t j = (block - point_blocks) * kThreads + threadIdx.x;
+  if (j >= p.components) return;
+  double constant = 0;
+  for (int64_t d = 0; d < p.dims; ++d) {
+    const double half = -0.5 * double(S(p.logvar.template at<T>(j, d)));
+    constant += half < double(INFINITY) ? kLog2E * half : double(NAN);
+  }
+  p.constants[j] = S(constant);
+}
+
+// The largest given weight of a row, in powers of two: what its weights are relative to. A warp for each row.
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    find_largest_weights(Matrix log_weights, int64_t rows, int64_t components, double* largest_weights) {
+  const int64_t row = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (row >= rows) return;
+  double largest = -double(INFINITY);
+  for (int64_t j = threadIdx.x % kWarp; j < components; j += kWarp)
+    largest = ::fmax(largest, double(log_weights.at<S>(row, j)));
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+    largest = ::fmax(largest, __shfl_xor_sync(kAllLanes, largest, lanes));
+  const bool finite = largest > -double(INFINITY) && largest < double(INFINITY);
+  if (threadIdx.x % kWarp == 0) largest_weights[row] = finite ? largest * kLog2E : 0;
+}
+
+// The mixture of one call, packed, with the memory that it lies in.
+template <class T>
+struct PackedMixture {
+  using S = Compute<T>;
+  Chunks chunks;
+  Tensor packed, constants, points, shift, largest_weights;
+  Mixture<S> mixture;
+
+  PackedMixture(const Device& device, const Tensor& z, const Tensor& mu, const Tensor& logvar,
+                const MaybeTensor& log_weights, double w_self, double w_other, int64_t row_offset)
+      : chunks(mu.size(1), sizeof(S) == 8),
+        packed(scratch({mu.size(0), 4 * chunks.padded()}, z)),
+        constants(scratch({mu.size(0)}, z)),
+        points(scratch({z.size(0), chunks.padded()}, z)),
+        shift(output({mu.size(1)}, ScalarType::Double, z)),
+        largest_weights(output({log_weights ? z.size(0) : 0}, ScalarType::Double, z)) {
+    const PairWeighting w(w_self, w_other);
+    const auto data = [](const Tensor& t) { return static_cast<S*>(t.data_ptr()); };
+    mixture = {z.size(0),
+               mu.size(0),
+               mu.size(1),
+               chunks.count,
+               chunks.warps,
+               chunks.panels,
+               data(packed),
+               data(constants),
+               data(points),
+               doubles(shift),
+               log_weights || w.by_logarithm,
+               S(w.own),
+               S(w.log2_own),
+               S(w.log2_other),
+               w.log_base,
+               row_offset,
+               Matrix(log_weights),
+               log_weights ? doubles(largest_weights) : nullptr};
+    const Packing<T> p{Matrix(z),    Matrix(mu),   Matrix(logvar), z.size(0),       mu.size(0),   mu.size(1),
+                       chunks.count, chunks.width, data(packed),   data(constants), data(points), doubles(shift)};
+    FASTIB_RUN(device, pack<T>, p.blocks(), kThreads, p, p.point_blocks());
+    if (log_weights)
+      FASTIB_RUN(device, find_largest_weights<S>, divide_up(mixture.rows, kThreads / kWarp), kThreads,
+                 mixture.log_weights, mixture.rows, mixture.components, doubles(largest_weights));
+  }
+
+  static Tensor scratch(IntArray sizes, const Tensor& like) {
+    return output(sizes, accumulate_type(like.scalar_type()), like);
+  }
+};
+
+// Where a thread of a pass over pairs is: a block has 32 lanes, a part of what comes to them, and a panel of
+// dimensions.
+struct Place {
+  int64_t index, begin, end;  // of the lane's own, and of those that come
+  int panel, part, warp, lane;
+
+  __device__ Place(int64_t lanes, int64_t terms, const Parts& parts) {
+    const auto groups = unsigned((lanes + kWarp - 1) / kWarp), rest = blockIdx.x / groups;
+    part = int(rest % unsigned(parts.count));
+    panel = int(rest / unsigned(parts.count));
+    warp = int(threadIdx.x) / kWarp;
+    lane = int(threadIdx.x) % kWarp;
+    index = int64_t(blockIdx.x % groups) * kWarp + lane;
+    begin = part * parts.size;
+    end = std::min(begin + parts.size, terms);
+  }
+};
+
+inline int64_t blocks_of_pairs(const Chunks& chunks, int64_t lanes, const Parts& parts) {
+  return divide_up(lanes, kWarp) * parts.count * chunks.panels;
+}
+
+// Calls with_width(std::integral_constant<int, C>) for the width of chunks.
+template <class S, class F>
+void with_width(const Chunks& chunks, F f) {
+  if constexpr (sizeof(S) == 8) {
+    f(std::integral_constant<int, 8>());
+  } else {
+    if (chunks.width == 8) f(std::integral_constant<int, 8>());
+    else if (chunks.width == 12) f(std::integral_constant<int, 12>());
+    else f(std::integral_constant<int, 16>());
+  }
+}
+
+}  // namespace fastib::cuda
