@@ -37,7 +37,7 @@ inline Tensor prefer_huge_pages(Tensor t) {
   const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   const uintptr_t first = (begin + huge - 1) / huge * huge;
   const uintptr_t last = (begin + uintptr_t(t.numel()) * t.element_size()) / huge * huge;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (last > first && t.device().is_cpu()) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
   return t;
 }
@@ -56,9 +56,9 @@ inline Tensor empty_strided(IntArray sizes, IntArray strides, ScalarType dtype, 
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), int32_t(dtype),
                                                   int32_t(device.type()), device.index(), &handle));
   Tensor result(handle);
-  if (poison_results && device.is_cpu())
-    std::memset(result.data_ptr(), 0xff, size_t(result.numel()) * result.element_size());
-  else if (poison_results) torch::stable::fill_(result, dtype == ScalarType::Long ? -1.0 : double(NAN));
+  if (!poison_results || result.numel() == 0) return result;
+  if (device.is_cpu()) std::memset(result.data_ptr(), 0xff, size_t(result.numel()) * result.element_size());
+  else torch::stable::fill_(result, dtype == ScalarType::Long ? -1.0 : double(NAN));
   return result;
 }
 
