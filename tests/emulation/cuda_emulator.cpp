@@ -64,7 +64,7 @@ int setting(const char* name) {
 }
 
 constexpr size_t kStack = 256 * 1024, kPage = 4096;
-constexpr int kMostThreads = 1024, kWarp = 32;
+constexpr int kMostThreads = 256, kWarp = 32;  // as all launch bounds say; a GPU refuses more
 
 enum class State { ready, at_barrier, in_warp_operation, done };
 

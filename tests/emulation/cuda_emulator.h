@@ -24,7 +24,6 @@ struct dim3 {
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-// A GPU refuses a launch of more threads than the kernel was compiled for; here the block of the launch is compared.
 #define __launch_bounds__(...)
 
 // Kernels are registered for the CPU, in a process where no other compiled ones are.
