@@ -19,7 +19,7 @@ from ._mixture import LN2, Mixture, Saved, exponent, own_deviation, own_squares,
 from ._tuning import launch_pairs
 
 _BLOCK = 128  # rows, or components, of one program of the kernels here
-_MOST_DIMS = 32  # of one program of the joint's kernels
+_DIMS = 32  # of one program of the joint's kernels
 
 
 class RowGradients(NamedTuple):
@@ -169,13 +169,12 @@ def _others_of_marginals(m: Mixture, saved: Saved, gradients: Tensor, stride: in
 
 def _others_of_joint(m: Mixture, saved: Saved, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     of_rows, mean, by_logvar = torch.empty_like(m.z), torch.empty_like(m.mu), torch.empty_like(m.mu)
-    dims = power_of_two(m.dims, _MOST_DIMS)
-    blocks = triton.cdiv(m.dims, dims)
+    blocks = triton.cdiv(m.dims, _DIMS)
     tensors = m.z, m.mu, m.precision, m.joint, m.log_weights, m.largest
     inputs = *tensors, *m.numbers(), saved.joint_offsets, saved.joint_sums, gradients
-    launch_pairs(_joint.backward_rows, m.rows, m.components, blocks, m.z, *inputs, of_rows, m.dims, DIMS=dims)
+    launch_pairs(_joint.backward_rows, m.rows, m.components, blocks, m.z, *inputs, of_rows, m.dims, DIMS=_DIMS)
     launch_pairs(
-        _joint.backward_columns, m.components, m.rows, blocks, m.z, *inputs, mean, by_logvar, m.dims, DIMS=dims
+        _joint.backward_columns, m.components, m.rows, blocks, m.z, *inputs, mean, by_logvar, m.dims, DIMS=_DIMS
     )
     return of_rows, mean, by_logvar
 

@@ -62,7 +62,7 @@ def _merge(most, total, other_most, other_total):
     return larger, total * left + other_total * right
 
 
-@tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
+@tuned((16, 32, 4), (8, 64, 4), (8, 32, 2))
 def forward(
     z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     log_base, log_normaliser, offsets, sums, logs, information, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,

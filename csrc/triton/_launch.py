@@ -14,7 +14,8 @@ from torch import Tensor
 from ._math import INTERPRETED
 
 interpreted = bool(INTERPRETED.value)
-_GPU_BLOCK = 1024
+_GPU_BLOCK = 512  # four elements of each thread: one counter of the noise
+_GPU_TILE = 256  # with more, a number or two of a sum's loop spill on some architecture
 _INTERPRETED_BLOCK = 2**17  # the interpreter's time goes by operations, not by elements
 
 
@@ -30,7 +31,7 @@ def block_size(count: int) -> int:
 
 def tile_size() -> int:
     """Elements that one program of a reduction has at once."""
-    return _INTERPRETED_BLOCK if interpreted else _GPU_BLOCK
+    return _INTERPRETED_BLOCK if interpreted else _GPU_TILE
 
 
 def launch(
