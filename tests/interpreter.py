@@ -33,11 +33,12 @@ def patch_the_language_once() -> None:
 
 
 def use_small_blocks() -> None:
-    """Several programs for a few rows."""
+    """Several programs for a few rows, and a grid's third axis for a few dimensions."""
     from fastib._triton import _launch, _tuning
 
     _launch._INTERPRETED_BLOCK = 256
     _tuning._MOST_OUTER, _tuning._MOST_LANES = 64, 128
+    _tuning._MOST_PROGRAMS = 2
 
 
 def _protected(t: Tensor, at_end: bool) -> Tensor:
@@ -87,5 +88,6 @@ def shuffle_programs(seed: int) -> None:
 def begin_at_program(first: int) -> None:
     """The programs of each launch are those from `first` on."""
     builder = interpreter.interpreter_builder
-    set_index = builder.set_grid_idx
+    set_dim, set_index = builder.set_grid_dim, builder.set_grid_idx
+    builder.set_grid_dim = lambda x, y, z: set_dim(x + first, y, z)
     builder.set_grid_idx = lambda x, y, z: set_index(x + first, y, z)

@@ -12,7 +12,6 @@ from torch import Tensor
 from fastib._arguments import Reduction
 
 Call = tuple[str, tuple[Any, ...]]
-DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
 _ROWS = 301  # more than any program of the kernels on pairs has, and no multiple of anything
 _REDUCTIONS = Reduction.NONE, Reduction.SAMPLE, Reduction.SUM
 
@@ -29,20 +28,25 @@ def _elementwise(dtype: torch.dtype, dims: int) -> Iterator[Call]:
     for noise in ((None, rng), (c, None)):
         yield "reparameterize", (a, b, *noise)
         yield "reparameterize_backward", (grad, b, *noise)
+    wholes, parts, none = (c, d), (c[0], d[:, :1]), (None, None)
     for kind in range(4):
         yield "log_variance_penalty", (b, kind, 0.3)
-        for priors, floor in product(((None, None), (c, d), (c[0], d[:, :1])), (0.0, 0.4)):
+        for priors, floor in ((none, 0.0), (wholes, 0.4), (parts, 0.0)):
             yield "gaussian_kl", (a, b, *priors, kind, 0.3, floor)
-        yield "gaussian_kl_backward", (_gradient(kind, dims, dtype), a, b, None, None, kind, 0.3, 0.0, 3)
-        yield "gaussian_kl_backward", (_gradient(kind, dims, dtype), a, b, c, d, kind, 0.3, 0.4, 15)
-        yield "gaussian_kl_backward", (_gradient(kind, dims, dtype), a, b, c[0], d[0, 0], kind, 0.3, 0.4, 15)
+        yield "gaussian_kl_backward", (_gradient(kind, dims, dtype), a, b, *none, kind, 0.3, 0.0, 3)
+    scalars = c[0, 0], d[0, 0]
+    for kind, priors in zip(range(4), (parts, wholes, scalars, parts), strict=True):
+        wanted = 7 if priors is parts else 15  # d[:, :1] is not over leading dimensions
+        yield "gaussian_kl_backward", (_gradient(kind, dims, dtype), a, b, *priors, kind, 0.3, 0.4, wanted)
     for kind in _REDUCTIONS:
         yield "reparameterize_with_kl", (a, b, None, rng, kind, 0.3)
-        for grads in ((grad, _gradient(kind, dims, dtype)), (grad, None), (None, _gradient(kind, dims, dtype))):
-            yield "reparameterize_with_kl_backward", (*grads, a, b, None, rng, kind, 0.3, 3)
+        yield "reparameterize_with_kl_backward", (grad, _gradient(kind, dims, dtype), a, b, None, rng, kind, 0.3, 3)
+    for grads in ((grad, None), (None, _gradient(Reduction.SUM, dims, dtype))):
+        yield "reparameterize_with_kl_backward", (*grads, a, b, None, rng, Reduction.SUM, 0.3, 3)
     prior = torch.tensor(0.1), torch.tensor(-0.2)
-    for kind, log_normal, mean_one in product(_REDUCTIONS, (False, True), (False, True)):
-        tail = a.abs() + 0.1, b, *(prior if log_normal else (None, None)), None, rng, log_normal, True, mean_one, kind
+    for kind, log_normal in product(_REDUCTIONS, (False, True)):
+        mean_one = log_normal != (kind == Reduction.NONE)
+        tail = a.abs() + 0.1, b, *(prior if log_normal else none), None, rng, log_normal, True, mean_one, kind
         yield "information_dropout", (*tail, 0.3)
         yield "information_dropout_backward", (grad, _gradient(kind, dims, dtype), *tail, 0.3, 3)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -38,6 +39,7 @@ class Variant(NamedTuple):
     kernel: Any
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[int, Any], ...]
+    multiples_of_16: tuple[int, ...]  # of the arguments, pointers among them
     warps: int
 
     @property
@@ -54,18 +56,20 @@ class Variant(NamedTuple):
 def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Variant:
     warps = meta.pop("num_warps", 4)
     given = dict(zip(kernel.arg_names, args, strict=False)) | meta
-    signature, constants = [], []
+    signature, constants, multiples = [], [], []
     for i, parameter in enumerate(kernel.params):
         value = given[parameter.name]
-        if parameter.is_constexpr or value is None:
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):  # as the launcher takes a 1
             constants.append((i, value))
             kind = "constexpr"
         elif isinstance(value, torch.Tensor):
             kind = _TYPES[value.dtype]
         else:
             kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+        if kind.startswith("*") or (kind != "constexpr" and value % 16 == 0):
+            multiples.append(i)
         signature.append((parameter.name, kind))
-    return Variant(kernel, tuple(signature), tuple(constants), warps)
+    return Variant(kernel, tuple(signature), tuple(constants), tuple(multiples), warps)
 
 
 def variants() -> list[Variant]:
@@ -78,9 +82,10 @@ def variants() -> list[Variant]:
     def launch_each(self: Any, *args: Any, grid: Any, warmup: bool, **meta: Any) -> None:
         for config in self.configs:
             launch(self.fn, *args, grid=grid, warmup=warmup, **meta, **config.all_kwargs())
+            self.best_config = config
 
     JITFunction.run, Autotuner.run = launch, launch_each
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):  # float16 differs from bfloat16 in a conversion
+    for dtype in (torch.bfloat16, torch.float64):  # float32 and float16 are bfloat16 but for a conversion
         for name, arguments in triton_calls.calls(dtype, dims=40):
             _triton.KERNELS[name](*arguments)
     return list(found)
@@ -100,8 +105,9 @@ def kernels() -> set[str]:
     return {name for name in sources if name.partition(".")[2] not in called}
 
 
-def _resources(variant: Variant, architecture: int) -> dict[str, int]:
-    aligned = {(i,): [["tt.divisibility", 16]] for i, (_, t) in enumerate(variant.signature) if t.startswith("*")}
+def _resources(task: tuple[Variant, int]) -> dict[str, int]:
+    variant, architecture = task
+    aligned = {(i,): [["tt.divisibility", 16]] for i in variant.multiples_of_16}
     constants = {(i,): value for i, value in variant.constants}
     source = ASTSource(variant.kernel, dict(variant.signature), constants, aligned)
     target = GPUTarget("cuda", architecture, 32)
@@ -114,14 +120,23 @@ def _resources(variant: Variant, architecture: int) -> dict[str, int]:
     return {"registers": registers, "shared": compiled.metadata.shared, "spilled": stack + local}
 
 
+_tasks: list[tuple[Variant, int]] = []
+
+
+def _resources_of(i: int) -> dict[str, int]:
+    return _resources(_tasks[i])
+
+
 def table() -> dict[str, dict[str, int]]:
     """The most that any variant takes, by kernel and architecture."""
+    _tasks[:] = itertools.product(variants(), ARCHITECTURES)
     most: dict[str, dict[str, int]] = {}
-    for variant, architecture in itertools.product(variants(), ARCHITECTURES):
-        row = most.setdefault(f"{variant.group} sm_{architecture}", {"variants": 0})
-        row["variants"] += 1
-        for key, value in _resources(variant, architecture).items():
-            row[key] = max(row.get(key, 0), value)
+    with multiprocessing.get_context("fork").Pool() as pool:  # a kernel can't be pickled: forks have them all
+        for (variant, architecture), used in zip(_tasks, pool.imap(_resources_of, range(len(_tasks))), strict=True):
+            row = most.setdefault(f"{variant.group} sm_{architecture}", {"variants": 0})
+            row["variants"] += 1
+            for key, value in used.items():
+                row[key] = max(row.get(key, 0), value)
     return most
 
 

@@ -1,5 +1,5 @@
-"""The gradients by points and components: the sums over all others of _marginals.py and _joint.py, and what a row and its
-own component give to each other, of which the shares are exact.
+"""The gradients by points and components: the sums over all others of _marginals.py and _joint.py, and what a row and
+its own component give to each other, of which the shares are exact.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def _columns(
 def _others_of_marginals(m: Mixture, saved: Saved, gradients: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
     of_rows, mean, by_logvar = torch.empty_like(m.z), torch.empty_like(m.mu), torch.empty_like(m.mu)
     inputs = *m.tensors(), *m.numbers(), saved.sums, saved.offsets, gradients, stride
-    launch_pairs(_marginals.backward_rows, m.rows, m.components, m.dims, m.z, *inputs, of_rows)
-    launch_pairs(_marginals.backward_columns, m.components, m.rows, m.dims, m.z, *inputs, mean, by_logvar)
+    launch_pairs(_marginals.backward_rows, m.rows, m.components, m.dims, m.z, *inputs, of_rows, m.dims)
+    launch_pairs(_marginals.backward_columns, m.components, m.rows, m.dims, m.z, *inputs, mean, by_logvar, m.dims)
     return of_rows, mean, by_logvar
 
 

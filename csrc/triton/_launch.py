@@ -34,13 +34,17 @@ def tile_size() -> int:
     return _INTERPRETED_BLOCK if interpreted else _GPU_TILE
 
 
+def on_device_of(t: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...] | Callable[..., tuple[int, ...]], on: Tensor, *args: Any, **meta: Any
 ) -> None:
     """Runs `kernel` on the device of `on`."""
     if isinstance(grid, tuple) and 0 in grid:
         return
-    with torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext():
+    with on_device_of(on):
         kernel[grid](*args, **meta)
 
 

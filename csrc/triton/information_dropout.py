@@ -125,7 +125,7 @@ def backward(
             _, of_x, of_log_std, of_mean, of_prior_log_std = _log_normal(f, a, std, prior_mean, prior_log_std, MEAN_ONE)
             by_x = g * of_x
             by_log_std = g * of_log_std
-            sums = d_prior + 2 * tl.program_id(0)
+            sums = d_prior + 2 * tl.program_id(0).to(tl.int64)
             tl.store(sums, tl.sum(tl.where(inside, g * of_mean, 0.0).to(tl.float64)))
             tl.store(sums + 1, tl.sum(tl.where(inside, g * of_prior_log_std, 0.0).to(tl.float64)))
         elif MASK:
