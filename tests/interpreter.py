@@ -33,11 +33,17 @@ def patch_the_language_once() -> None:
 
 
 def use_small_blocks() -> None:
-    """Several programs for a few rows, and a grid's third axis for a few dimensions."""
+    """Several programs for a few rows."""
     from fastib._triton import _launch, _tuning
 
     _launch._INTERPRETED_BLOCK = 256
     _tuning._MOST_OUTER, _tuning._MOST_LANES = 64, 128
+
+
+def use_grids_of_three_axes() -> None:
+    """What takes more than 65535 dimensions."""
+    from fastib._triton import _tuning
+
     _tuning._MOST_PROGRAMS = 2
 
 
