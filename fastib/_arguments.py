@@ -103,7 +103,8 @@ def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number or a tensor of one element, got {type(value).__name__} {value!r}")
     check_number(name, value, dtype=other.dtype)
-    return torch.tensor(float(value), dtype=accumulate_dtype(other.dtype), device=other.device)
+    # torch.tensor would copy from the host: that waits for the GPU, and no CUDA graph can capture it.
+    return torch.full((), float(value), dtype=accumulate_dtype(other.dtype), device=other.device)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

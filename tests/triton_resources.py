@@ -1,6 +1,7 @@
-"""What every Triton kernel takes of a GPU, compiled without one: registers, shared memory, and stack, which is spills.
+"""What every Triton kernel takes of a GPU, compiled without one: registers, shared memory, and stack, where spills go.
 
-`python tests/triton_resources.py` prints the table; with a file name, it writes the budget that the test holds it to.
+`python tests/triton_resources.py` prints the table. `python tests/triton_resources.py --write` makes it the budget of
+this version of Triton, to which test_triton.py holds what is compiled from then on.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton_calls
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
@@ -26,158 +28,133 @@ from triton.runtime.autotuner import Autotuner
 from fastib import _triton
 
 ARCHITECTURES = 80, 90, 100
+BUDGET = Path(__file__).parent / "triton_budget.json"
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int64: "*i64"}
-
-_OPTIONAL = "prior_mu", "log_weights", "kl", "kl_sums", "information"
-_OPTIONS = "REDUCTION", "LOG_NORMAL", "OF_MEAN"
 
 
 class Variant(NamedTuple):
     """A kernel as it is launched: what decides its code."""
 
-    name: str
     kernel: Any
-    signature: dict[str, str]
-    constants: dict[tuple[int], Any]
-    aligned: tuple[int, ...]
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[int, Any], ...]
+    multiples_of_16: tuple[int, ...]  # of the arguments, pointers among them
     warps: int
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.kernel.fn.__code__.co_filename).stem}.{self.kernel.fn.__name__}"
+
+    @property
+    def group(self) -> str:
+        """Whose variants share a budget: those of one kernel, on float64 or on anything narrower."""
+        types = {kind for _, kind in self.signature}
+        return self.name if "*fp32" in types or "*bf16" in types else f"{self.name} float64"
 
 
 def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Variant:
     warps = meta.pop("num_warps", 4)
     given = dict(zip(kernel.arg_names, args, strict=False)) | meta
-    signature, constants, aligned = {}, {}, []
+    signature, constants, multiples = [], [], []
     for i, parameter in enumerate(kernel.params):
         value = given[parameter.name]
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name] = "constexpr"
-            constants[(i,)] = value
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):  # as the launcher takes a 1
+            constants.append((i, value))
+            kind = "constexpr"
         elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = _TYPES[value.dtype]
-            aligned.append(i)
+            kind = _TYPES[value.dtype]
         else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-    tile = "x".join(str(meta[k]) for k in ("OUTER", "LANES", "OUTPUTS", "TERMS", "BLOCK") if k in meta)
-    file = Path(kernel.fn.__code__.co_filename).stem
-    pointers = sorted({t[1:] for t in signature.values() if t.startswith("*")} - {"i64"})
-    absent = [name for name in _OPTIONAL if name in given and given[name] is None]
-    options = [f"{k}={v:d}" for k, v in meta.items() if k in _OPTIONS]
-    parts = [f"{file}.{kernel.fn.__name__}", "+".join(pointers), tile, *options, *(f"no_{n}" for n in absent)]
-    return Variant(" ".join(parts), kernel, signature, constants, tuple(aligned), warps)
+            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+        if kind.startswith("*") or (kind != "constexpr" and value % 16 == 0):
+            multiples.append(i)
+        signature.append((parameter.name, kind))
+    return Variant(kernel, tuple(signature), tuple(constants), tuple(multiples), warps)
 
 
-def _launches(run: Any) -> list[Variant]:
-    """What `run` would launch: nothing is run, so no kernel's result may be read on the host."""
-    found: list[Variant] = []
+def variants() -> list[Variant]:
+    """Of all launches. Nothing is run, so this also shows that nothing on the device is read by the host."""
+    found: dict[Variant, None] = {}
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool, **meta: Any) -> None:
-        found.append(_variant(self, args, meta))
+        found[_variant(self, args, meta)] = None
 
     def launch_each(self: Any, *args: Any, grid: Any, warmup: bool, **meta: Any) -> None:
-        found.extend(_variant(self.fn, args, meta | config.all_kwargs()) for config in self.configs)
+        for config in self.configs:
+            launch(self.fn, *args, grid=grid, warmup=warmup, **meta, **config.all_kwargs())
+            self.best_config = config
 
-    before = JITFunction.run, Autotuner.run
     JITFunction.run, Autotuner.run = launch, launch_each
-    try:
-        run()
-    finally:
-        JITFunction.run, Autotuner.run = before
-    return found
-
-
-def _elementwise(dtype: torch.dtype) -> None:
-    k, rng = _triton.KERNELS, torch.zeros(2, dtype=torch.int64)
-    x, wide = torch.zeros(400, 10, dtype=dtype), torch.promote_types(dtype, torch.float32)
-    scalar, sample = torch.zeros((), dtype=wide), torch.zeros(400, dtype=wide)
-    k["reparameterize"](x, x, None, rng)
-    k["reparameterize_backward"](x, x, None, rng)
-    k["log_variance_penalty"](x, 0, 1.0)
-    for priors in ((None, None), (x, x[0])):
-        for reduction in (0, 2, 3):
-            k["gaussian_kl"](x, x, *priors, reduction, 1.0, 0.5)
-        k["gaussian_kl_backward"](scalar, x, x, *priors, 2, 1.0, 0.5, 15 if priors[0] is not None else 3)
-    k["gaussian_kl_backward"](sample, x, x, None, None, 1, 1.0, 0.0, 3)
-    for reduction in (0, 1, 2):
-        k["reparameterize_with_kl"](x, x, None, rng, reduction, 1.0)
-    k["reparameterize_with_kl_backward"](x, scalar, x, x, None, rng, 2, 1.0, 3)
-    for log_normal in (False, True):
-        arguments = x, x, scalar, scalar, None, rng, log_normal, True, True
-        for reduction in (1, 2):
-            k["information_dropout"](*arguments, reduction, 1.0)
-        k["information_dropout_backward"](x, scalar, *arguments, 2, 1.0, 3)
-
-
-def _pairs(dtype: torch.dtype) -> None:
-    k = _triton.KERNELS
-    x, row, all_pairs = (
-        torch.zeros(500, 64, dtype=dtype),
-        torch.zeros(500, dtype=dtype),
-        torch.zeros(500, 500, dtype=dtype),
-    )
-    saved = torch.zeros(500, 130, dtype=dtype)
-    k["elbo_decomposition"](x, x, x, 0.1, 0.2, 0, 2, 1.0, 0)
-    k["elbo_decomposition_backward"](row[0], row[0], row[0], x, x, x, saved, 0.1, 0.2, 0, 2, 1.0, 0)
-    if dtype == torch.float32:
-        k["aggregate_posterior"](x, x, x, all_pairs, 1.0, 1.0, 0, 0, True)
-        k["aggregate_posterior_backward"](row, x, x, x, x, all_pairs, saved, 1.0, 1.0, 0, 0, True)
-
-
-def variants() -> dict[str, Variant]:
-    """By name; every kernel of every operator is among them."""
-    found = _launches(lambda: _triton.KERNELS["philox_words"](torch.zeros(2, dtype=torch.int64), 0, 1000))
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        found += _launches(lambda dtype=dtype: _elementwise(dtype))
-    for dtype in (torch.float32, torch.float64):
-        found += _launches(lambda dtype=dtype: _pairs(dtype))
-    return {variant.name: variant for variant in found}
+    for dtype in (torch.bfloat16, torch.float64):  # float32 and float16 are bfloat16 but for a conversion
+        for name, arguments in triton_calls.calls(dtype, dims=40):
+            _triton.KERNELS[name](*arguments)
+    return list(found)
 
 
 def kernels() -> set[str]:
     """All that there are: the functions of the package that no other of them calls."""
-    files = Path(_triton.__file__).parent.glob("[!_]*.py"), Path(_triton.__file__).parent.glob("_[!_]*.py")
-    functions = {}
-    for file in itertools.chain(*files):
-        for name, value in vars(importlib.import_module(f"fastib._triton.{file.stem}")).items():
+    sources = {}
+    for file in Path(_triton.__file__).parent.glob("*.py"):
+        if file.stem == "__init__":
+            continue
+        for value in vars(importlib.import_module(f"fastib._triton.{file.stem}")).values():
             function = value.fn if isinstance(value, Autotuner) else value
-            if isinstance(function, JITFunction) and Path(function.fn.__code__.co_filename).stem == file.stem:
-                functions[f"{file.stem}.{name}"] = function.src
-    called = {name for source in functions.values() for name in re.findall(r"(?<!def )\b(\w+)\(", source)}
-    return {name for name in functions if name.partition(".")[2] not in called}
+            if isinstance(function, JITFunction) and Path(function.fn.__code__.co_filename) == file:
+                sources[f"{file.stem}.{function.fn.__name__}"] = function.src
+    called = {name for source in sources.values() for name in re.findall(r"(?<!def )\b(\w+)\(", source)}
+    return {name for name in sources if name.partition(".")[2] not in called}
 
 
-def _resources(variant: Variant, architecture: int) -> dict[str, int]:
-    attributes = {(i,): [["tt.divisibility", 16]] for i in variant.aligned}
-    source = ASTSource(variant.kernel, variant.signature, variant.constants, attributes)
+def _resources(task: tuple[Variant, int]) -> dict[str, int]:
+    variant, architecture = task
+    aligned = {(i,): [["tt.divisibility", 16]] for i in variant.multiples_of_16}
+    constants = {(i,): value for i, value in variant.constants}
+    source = ASTSource(variant.kernel, dict(variant.signature), constants, aligned)
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": variant.warps})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = subprocess.check_output([_CUOBJDUMP, "--dump-resource-usage", file.name], text=True)
-    numbers = {key: int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL")}
-    return {
-        "registers": numbers["REG"],
-        "shared": compiled.metadata.shared,
-        "spilled": numbers["STACK"] + numbers["LOCAL"],
-    }
+    registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+    return {"registers": registers, "shared": compiled.metadata.shared, "spilled": stack + local}
 
 
-def table() -> Iterator[tuple[str, int, dict[str, int]]]:
-    for (name, variant), architecture in itertools.product(variants().items(), ARCHITECTURES):
-        yield name, architecture, _resources(variant, architecture)
+_tasks: list[tuple[Variant, int]] = []
+
+
+def _resources_of(i: int) -> dict[str, int]:
+    return _resources(_tasks[i])
+
+
+def table() -> dict[str, dict[str, int]]:
+    """The most that any variant takes, by kernel and architecture."""
+    _tasks[:] = itertools.product(variants(), ARCHITECTURES)
+    most: dict[str, dict[str, int]] = {}
+    with multiprocessing.get_context("fork").Pool() as pool:  # a kernel can't be pickled: forks have them all
+        for (variant, architecture), used in zip(_tasks, pool.imap(_resources_of, range(len(_tasks))), strict=True):
+            row = most.setdefault(f"{variant.group} sm_{architecture}", {"variants": 0})
+            row["variants"] += 1
+            for key, value in used.items():
+                row[key] = max(row.get(key, 0), value)
+    return most
 
 
 def main() -> None:
-    budget: dict[str, dict[str, list[int]]] = {}
-    print(f"{'kernel':<100} sm    registers  shared  spilled")
-    for name, architecture, used in table():
-        print(
-            f"{name:<100} {architecture:<4}{used['registers']:>10}{used['shared']:>8}{used['spilled']:>9}", flush=True
-        )
-        budget.setdefault(name, {})[f"sm_{architecture}"] = [used["registers"], used["shared"]]
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(budget, indent=1) + "\n")
+    rows = table()
+    columns = "variants", "registers", "shared", "spilled"
+    print(f"{'kernel':<56}" + "".join(f"{column:>10}" for column in columns))
+    for name, row in sorted(rows.items()):
+        print(f"{name:<56}" + "".join(f"{row[column]:>10}" for column in columns))
+    missing = kernels() - {name.split()[0] for name in rows}
+    assert not missing, f"kernels that no call runs: {missing}"
+    if "--write" in sys.argv:
+        budgets = json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+        budgets[triton.__version__] = {name: [row["registers"], row["shared"]] for name, row in sorted(rows.items())}
+        text = json.dumps(budgets, indent=1, sort_keys=True)
+        BUDGET.write_text(re.sub(r"\[\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2]", text) + "\n")
+    if "--json" in sys.argv:
+        print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The gradients by points and components: the sums over all others of _marginals.py and _joint.py, and what a row and its
-own component give to each other, of which the shares are exact.
+"""The gradients by points and components: the sums over all others of _marginals.py and _joint.py, and what a row and
+its own component give to each other, of which the shares are exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._mixture import LN2, Mixture, Saved, exponent, own_deviation, own_squares,
 from ._tuning import launch_pairs
 
 _BLOCK = 128  # rows, or components, of one program of the kernels here
-_MOST_DIMS = 32  # of one program of the joint's kernels
+_DIMS = 32  # of one program of the joint's kernels
 
 
 class RowGradients(NamedTuple):
@@ -162,20 +162,19 @@ def _columns(
 def _others_of_marginals(m: Mixture, saved: Saved, gradients: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
     of_rows, mean, by_logvar = torch.empty_like(m.z), torch.empty_like(m.mu), torch.empty_like(m.mu)
     inputs = *m.tensors(), *m.numbers(), saved.sums, saved.offsets, gradients, stride
-    launch_pairs(_marginals.backward_rows, m.rows, m.components, m.dims, m.z, *inputs, of_rows)
-    launch_pairs(_marginals.backward_columns, m.components, m.rows, m.dims, m.z, *inputs, mean, by_logvar)
+    launch_pairs(_marginals.backward_rows, m.rows, m.components, m.dims, m.z, *inputs, of_rows, m.dims)
+    launch_pairs(_marginals.backward_columns, m.components, m.rows, m.dims, m.z, *inputs, mean, by_logvar, m.dims)
     return of_rows, mean, by_logvar
 
 
 def _others_of_joint(m: Mixture, saved: Saved, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     of_rows, mean, by_logvar = torch.empty_like(m.z), torch.empty_like(m.mu), torch.empty_like(m.mu)
-    dims = power_of_two(m.dims, _MOST_DIMS)
-    blocks = triton.cdiv(m.dims, dims)
+    blocks = triton.cdiv(m.dims, _DIMS)
     tensors = m.z, m.mu, m.precision, m.joint, m.log_weights, m.largest
     inputs = *tensors, *m.numbers(), saved.joint_offsets, saved.joint_sums, gradients
-    launch_pairs(_joint.backward_rows, m.rows, m.components, blocks, m.z, *inputs, of_rows, m.dims, DIMS=dims)
+    launch_pairs(_joint.backward_rows, m.rows, m.components, blocks, m.z, *inputs, of_rows, m.dims, DIMS=_DIMS)
     launch_pairs(
-        _joint.backward_columns, m.components, m.rows, blocks, m.z, *inputs, mean, by_logvar, m.dims, DIMS=dims
+        _joint.backward_columns, m.components, m.rows, blocks, m.z, *inputs, mean, by_logvar, m.dims, DIMS=_DIMS
     )
     return of_rows, mean, by_logvar
 

@@ -21,7 +21,7 @@ from ._mixture import (
     own_weights,
     weighed_or_nothing,
 )
-from ._tuning import tuned
+from ._tuning import tuned, which_of_others
 
 _TILES = tl.constexpr(32)  # as in _marginals.py
 
@@ -62,10 +62,11 @@ def _merge(most, total, other_most, other_total):
     return larger, total * left + other_total * right
 
 
-@tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
+@tuned((8, 64, 4), (4, 64, 4), (16, 64, 4))
 def forward(
     z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
-    log_base, log_normaliser, offsets, sums, logs, information, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
+    log_base, log_normaliser, offsets, sums, logs, information, dims, size_class,
+    OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """`logs` are of q(z); `information` is log q(z|x) - log q(z) without their common part, to keep its digits."""
     i = tl.program_id(0).to(tl.int64) * OUTER + tl.arange(0, OUTER)[:, None]
@@ -116,7 +117,7 @@ def _at(part, k, DIMS: tl.constexpr):
     return tl.where(tl.arange(0, DIMS)[None, :] == k, part, 0.0)
 
 
-@tuned((16, 32, 4), (8, 32, 2), (16, 16, 2))
+@tuned((16, 32, 4), (8, 32, 2), (32, 16, 4))
 def backward_rows(
     z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     offsets, sums, gradients, out, dims, size_class, DIMS: tl.constexpr, OUTER: tl.constexpr, LANES: tl.constexpr,
@@ -130,7 +131,7 @@ def backward_rows(
     offset = tl.load(offsets + i, mask=inside, other=float("inf"))
     g = quotient(tl.load(gradients + i, mask=inside, other=0.0), tl.load(sums + i, mask=inside, other=0.0))
     total = tl.zeros([OUTER, DIMS], tl.float64)
-    first = tl.program_id(1).to(tl.int64) * DIMS
+    first = which_of_others() * DIMS
     begin = first * 0
     while begin < components:
         end = tl.minimum(begin + LANES * _TILES, components)
@@ -157,7 +158,7 @@ def backward_rows(
     tl.store(out + d * rows + i, total.to(none.dtype), mask=inside & (d < dims))
 
 
-@tuned((16, 32, 4), (8, 32, 2), (16, 16, 2))
+@tuned((16, 16, 4), (8, 32, 2), (16, 16, 2))
 def backward_columns(
     z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     offsets, sums, gradients, by_mean, by_logvar, dims, size_class,
@@ -169,7 +170,7 @@ def backward_columns(
     none = tl.zeros([OUTER, LANES], joint.dtype.element_ty)
     _, _, log2_other = own_weights(own, log2_own, log2_other, none)
     total_mean, total_logvar = tl.zeros([OUTER, DIMS], tl.float64), tl.zeros([OUTER, DIMS], tl.float64)
-    first = tl.program_id(1).to(tl.int64) * DIMS
+    first = which_of_others() * DIMS
     begin = first * 0
     while begin < rows:
         end = tl.minimum(begin + LANES * _TILES, rows)

@@ -14,7 +14,8 @@ from torch import Tensor
 from ._math import INTERPRETED
 
 interpreted = bool(INTERPRETED.value)
-_GPU_BLOCK = 1024
+_GPU_BLOCK = 512  # four elements of each thread: one counter of the noise
+_GPU_TILE = 256  # with more, a number or two of a sum's loop spill on some architecture
 _INTERPRETED_BLOCK = 2**17  # the interpreter's time goes by operations, not by elements
 
 
@@ -30,7 +31,11 @@ def block_size(count: int) -> int:
 
 def tile_size() -> int:
     """Elements that one program of a reduction has at once."""
-    return _INTERPRETED_BLOCK if interpreted else _GPU_BLOCK
+    return _INTERPRETED_BLOCK if interpreted else _GPU_TILE
+
+
+def on_device_of(t: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
 
 
 def launch(
@@ -39,7 +44,7 @@ def launch(
     """Runs `kernel` on the device of `on`."""
     if isinstance(grid, tuple) and 0 in grid:
         return
-    with torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext():
+    with on_device_of(on):
         kernel[grid](*args, **meta)
 
 

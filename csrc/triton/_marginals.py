@@ -23,7 +23,7 @@ from ._mixture import (
     own_weights,
     weighed_or_nothing,
 )
-from ._tuning import tuned
+from ._tuning import tuned, which_of_others
 
 _TILES = tl.constexpr(32)  # of sums in the dtype of the pairs, before they go to a float64
 _FAR_32 = tl.constexpr(2.0**-60)
@@ -123,12 +123,12 @@ def _largest_of_others(
     return tl.max(most, axis=1)[:, None]
 
 
-@tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
+@tuned((16, 32, 4), (32, 16, 4), (8, 64, 4))
 def forward(
     z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
     log_base, sums, offsets, logs, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    d = tl.program_id(1).to(tl.int64)
+    d = tl.minimum(which_of_others(), dims - 1)
     z, mu, precision, c = z + d * rows, mu + d * components, precision + d * components, c + d * components
     i = tl.program_id(0).to(tl.int64) * OUTER + tl.arange(0, OUTER)[:, None]
     inside = i < rows
@@ -184,10 +184,10 @@ def quotient(gradient, total):
 @tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
 def backward_rows(
     z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
-    sums, offsets, gradients, gradient_stride, out, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
+    sums, offsets, gradients, gradient_stride, out, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Of rows, the sums of g v sqrt(log2(e) / 2) e^(-logvar / 2) over all components but their own, [D, S]."""
-    d = tl.program_id(1).to(tl.int64)
+    d = tl.minimum(which_of_others(), dims - 1)
     mu, precision, c = mu + d * components, precision + d * components, c + d * components
     i = tl.program_id(0).to(tl.int64) * OUTER + tl.arange(0, OUTER)[:, None]
     inside = i < rows
@@ -217,14 +217,14 @@ def backward_rows(
     tl.store(out + d * rows + i, total.to(at.dtype), mask=inside)
 
 
-@tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
+@tuned((32, 16, 4), (32, 32, 4), (8, 64, 4))
 def backward_columns(
     z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
-    sums, offsets, gradients, gradient_stride, by_mean, by_logvar, size_class,
+    sums, offsets, gradients, gradient_stride, by_mean, by_logvar, dims, size_class,
     OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Of components, the sums of g v and of g (u^2 - 1) / 2 over all rows but their own, [D, N']."""
-    d = tl.program_id(1).to(tl.int64)
+    d = tl.minimum(which_of_others(), dims - 1)
     j = tl.program_id(0).to(tl.int64) * OUTER + tl.arange(0, OUTER)[:, None]
     near, of_d = j < components, d * components + j
     mean, k = tl.load(mu + of_d, mask=near, other=0.0), tl.load(precision + of_d, mask=near, other=0.0)

@@ -1,5 +1,5 @@
 """A mixture of diagonal Gaussians, and points under it: what the kernels on it share. The formulas are in
-csrc/cpu/mixture.h: v is u sqrt(log2(e) / 2), and a density in one dimension 2^(c - v^2), of which c is of the component.
+csrc/cpu/mixture.h: v is u sqrt(log2(e) / 2), and a density in one dimension 2^(c - v^2), where c is the component's.
 
 A row's own component is apart from the others, which all weigh the same: its share in a sum is divided once, so that a
 component that is all of a sum has a share of exactly 1, and gradients that cancel leave nothing.

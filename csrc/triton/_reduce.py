@@ -109,7 +109,7 @@ def reduce(kernel: Any, sums: Sums, out: Tensor, scale: float, *inputs: Any, **m
 
 @triton.jit
 def gradient_of(grad, i, inside, width, scale, REDUCTION: tl.constexpr):
-    """The gradient of a reduction at elements `i`: `width` is the size of the last dimension, or of all but the first."""
+    """That of a reduction, at elements `i`: `width` is the size of the last dimension, or of all but the first."""
     if REDUCTION == 0:
         g = load(grad + i, inside)
     elif REDUCTION == 1:

@@ -1,9 +1,9 @@
 """The choice of tile sizes for the kernels on all pairs.
 
-A choice fixes the order of their sums, and so may change last bits. It is made once for a device, the dtypes and a class
-of sizes, and Triton keeps it on disk: every run after the first has the same bits. Where nothing may be timed, or the
-bits must not depend on it, it is the first of the list: while a CUDA graph is captured, and under
-torch.use_deterministic_algorithms.
+A choice fixes the order of their sums, and so may change last bits. It is made once for a device, the dtypes and a
+class of sizes, and Triton keeps it on disk: every run after the first has the same bits. Where the bits must not depend
+on it, or nothing may be timed, it is the first of the list: under torch.use_deterministic_algorithms, and in a CUDA
+graph of what never ran before.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from ._launch import interpreted, launch, power_of_two
+from ._launch import interpreted, launch, on_device_of, power_of_two
 
+_MOST_PROGRAMS = 65535  # along a grid's second axis
 _MOST_OUTER, _MOST_LANES = 512, 2048  # of a tile under the interpreter
 
 
@@ -39,24 +41,46 @@ def _size_class(on: Tensor, *sizes: int) -> int:
     return code
 
 
-def _may_time(on: Tensor) -> bool:
-    capturing = on.is_cuda and torch.cuda.is_current_stream_capturing()
-    return not (capturing or torch.are_deterministic_algorithms_enabled())
+_chosen: dict[tuple[Any, ...], Any] = {}  # the tiles of what has run
+
+
+def _tiles_not_to_be_timed(kernel: Any, key: tuple[Any, ...], on: Tensor) -> Any:
+    """None where they may be."""
+    if torch.are_deterministic_algorithms_enabled():
+        return kernel.configs[0]
+    if on.is_cuda and torch.cuda.is_current_stream_capturing():
+        return _chosen.get(key, kernel.configs[0])  # after a warm-up, no other bits, and nothing to compile
+    return None
+
+
+def _run_tuned(kernel: Any, grid: Callable[..., tuple[int, ...]], on: Tensor, *args: Any, **meta: Any) -> None:
+    key = kernel, meta["size_class"], *(arg.dtype for arg in args if isinstance(arg, Tensor))
+    tiles = _tiles_not_to_be_timed(kernel, key, on)
+    if tiles is not None:
+        kernel.fn[grid](*args, **meta, **tiles.all_kwargs())
+    else:
+        kernel[grid](*args, **meta)
+        _chosen[key] = kernel.best_config
+
+
+@triton.jit
+def which_of_others():
+    """The place of this program among the `others` of `launch_pairs`; the last ones may be beyond the end."""
+    return tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
 
 
 def launch_pairs(kernel: Any, outer: int, lanes: int, others: int, on: Tensor, *args: Any, **meta: Any) -> None:
     """Runs a tuned kernel for tiles of `outer`, each against all `lanes`, `others` times."""
     if outer == 0 or others == 0:
         return
+    columns = min(others, _MOST_PROGRAMS), triton.cdiv(others, _MOST_PROGRAMS)
     if interpreted:
         tile = power_of_two(outer, _MOST_OUTER)
         meta |= {"OUTER": tile, "LANES": power_of_two(lanes, _MOST_LANES), "size_class": 0}
-        return launch(kernel, (triton.cdiv(outer, tile), others), on, *args, **meta)
-    meta["size_class"] = _size_class(on, outer, lanes, others)
+        return launch(kernel, (triton.cdiv(outer, tile), *columns), on, *args, **meta)
 
-    def grid(chosen: dict[str, Any]) -> tuple[int, int]:
-        return triton.cdiv(outer, chosen["OUTER"]), others
+    def grid(chosen: dict[str, Any]) -> tuple[int, ...]:
+        return triton.cdiv(outer, chosen["OUTER"]), *columns
 
-    if not _may_time(on):
-        kernel, meta = kernel.fn, meta | kernel.configs[0].all_kwargs()
-    launch(kernel, grid, on, *args, **meta)
+    with on_device_of(on):
+        _run_tuned(kernel, grid, on, *args, **meta, size_class=_size_class(on, outer, lanes, others))

@@ -21,8 +21,8 @@ _BLOCK = 128
 
 
 @triton.jit
-def _terms(z, offsets, sums, log_qz, information, log_base, terms, rows, dims, BLOCK: tl.constexpr):
-    """Of rows, the terms [3, S]."""
+def _terms(z, offsets, sums, log_qz, information, log_base, mi, tc, kl, rows, dims, BLOCK: tl.constexpr):
+    """Of rows, the three terms."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < rows
     log_marginals, log_prior = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
@@ -34,9 +34,9 @@ def _terms(z, offsets, sums, log_qz, information, log_base, terms, rows, dims, B
         log_marginals += log + double_of(log_base) - 0.5 * LOG_2_PI
         log_prior -= 0.5 * (at * at + LOG_2_PI)
         d += 1
-    tl.store(terms + i, tl.load(information + i, mask=inside, other=0.0), mask=inside)
-    tl.store(terms + rows + i, tl.load(log_qz + i, mask=inside, other=0.0) - log_marginals, mask=inside)
-    tl.store(terms + 2 * rows + i, log_marginals - log_prior, mask=inside)
+    tl.store(mi + i, tl.load(information + i, mask=inside, other=0.0), mask=inside)
+    tl.store(tc + i, tl.load(log_qz + i, mask=inside, other=0.0) - log_marginals, mask=inside)
+    tl.store(kl + i, log_marginals - log_prior, mask=inside)
 
 
 @triton.jit
@@ -51,17 +51,20 @@ def _row_gradient(grad, i, inside, scale, EACH: tl.constexpr):
 
 
 @triton.jit
-def _row_gradients(grad_mi, grad_tc, grad_kl, scale, out, rows, EACH: tl.constexpr, BLOCK: tl.constexpr):
-    """[4, S]: by log q(z), by log q(z|x) - log q(z), by each log q(z_d), and by -log p(z)."""
+def _row_gradients(
+    grad_mi, grad_tc, grad_kl, scale, by_joint, by_information, by_marginals, by_prior, rows, EACH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """By log q(z), by log q(z|x) - log q(z), by each log q(z_d), and by -log p(z)."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < rows
     mi = _row_gradient(grad_mi, i, inside, scale, EACH)
     tc = _row_gradient(grad_tc, i, inside, scale, EACH)
     kl = _row_gradient(grad_kl, i, inside, scale, EACH)
-    tl.store(out + i, tc.to(out.dtype.element_ty), mask=inside)
-    tl.store(out + rows + i, mi.to(out.dtype.element_ty), mask=inside)
-    tl.store(out + 2 * rows + i, (kl - tc).to(out.dtype.element_ty), mask=inside)
-    tl.store(out + 3 * rows + i, kl.to(out.dtype.element_ty), mask=inside)
+    tl.store(by_joint + i, tc.to(by_joint.dtype.element_ty), mask=inside)
+    tl.store(by_information + i, mi.to(by_joint.dtype.element_ty), mask=inside)
+    tl.store(by_marginals + i, (kl - tc).to(by_joint.dtype.element_ty), mask=inside)
+    tl.store(by_prior + i, kl.to(by_joint.dtype.element_ty), mask=inside)
 
 
 def elbo_decomposition(
@@ -81,10 +84,10 @@ def elbo_decomposition(
     log_qz, information = (torch.empty(m.rows, dtype=torch.float64, device=z.device) for _ in range(2))
     joint(m, saved, log_qz, information)
     marginals(m, saved, None)
-    terms = torch.empty((3, m.rows), dtype=torch.float64, device=z.device)
+    terms = [torch.empty(m.rows, dtype=torch.float64, device=z.device) for _ in range(3)]
     block = power_of_two(m.rows, _BLOCK)
     inputs = m.z, saved.offsets, saved.sums, log_qz, information, bits(m.log_base)
-    launch(_terms, (triton.cdiv(m.rows, block),), z, *inputs, terms, m.rows, m.dims, BLOCK=block)
+    launch(_terms, (triton.cdiv(m.rows, block),), z, *inputs, *terms, m.rows, m.dims, BLOCK=block)
     each = reduction == Reduction.NONE
     sums = Sums(m.rows, 1, 1, 1) if each else Sums(1, m.rows, 1, 1)
     outputs = (z.new_empty((m.rows,) if each else (), dtype=dtype) for _ in range(3))
@@ -107,11 +110,10 @@ def elbo_decomposition_backward(
     algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     m = pack(z, mu, logvar, None, w_self, w_other, row_offset)
-    of_rows = torch.empty((4, m.rows), dtype=m.z.dtype, device=z.device)
+    by = RowGradients(*(torch.empty(m.rows, dtype=m.z.dtype, device=z.device) for _ in range(4)))
     block = power_of_two(m.rows, _BLOCK)
     grads = [None if grad is None else grad.contiguous() for grad in (grad_mi, grad_tc, grad_kl)]
     each = reduction == Reduction.NONE
-    launch(
-        _row_gradients, (triton.cdiv(m.rows, block),), z, *grads, bits(scale), of_rows, m.rows, EACH=each, BLOCK=block
-    )
-    return gradients(m, saved_of(memory), RowGradients(*of_rows), z, mu, logvar)
+    grid = (triton.cdiv(m.rows, block),)
+    launch(_row_gradients, grid, z, *grads, bits(scale), *by, m.rows, EACH=each, BLOCK=block)
+    return gradients(m, saved_of(memory), by, z, mu, logvar)

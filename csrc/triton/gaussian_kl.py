@@ -104,10 +104,11 @@ def backward(
     floor, d_mu, d_logvar, d_prior_mu, d_prior_logvar, count, REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, inside = block_of(count, BLOCK)
+    g = gradient_of(grad, i, inside, width, grad_scale, REDUCTION)
     kl, by_mu, by_logvar, by_prior_logvar = _kl(
         mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period, i, inside
     )
-    g = _passed(gradient_of(grad, i, inside, width, grad_scale, REDUCTION), kl, floor)
+    g = _passed(g, kl, floor)
     if d_mu is not None:
         store(d_mu + i, g * by_mu, inside)
     if d_logvar is not None:

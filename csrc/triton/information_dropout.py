@@ -119,26 +119,26 @@ def backward(
     f, a = load(x + i, inside), load(log_std + i, inside)
     std = exponential(a)
     by_x, by_log_std = tl.zeros_like(f), tl.zeros_like(f)
-    if grad_z is not None:  # where the KL alone is used, the noise may overflow
-        normal = noise_of(noise, rng, i, inside, f.dtype, BLOCK)
-        eps = _noise(std, normal, MEAN_ONE)
-        g = load(grad_z + i, inside)
-        by_x = g * eps
-        by_log_std = g * _sample(f, eps) * (std * normal - _shift(std, MEAN_ONE))
-        by_log_std = tl.where(eps == 0.0, 0.0, by_log_std)  # the exponent may be infinite
     if grad_kl is not None:  # where z alone is used, log x and its derivatives may be infinite
         g = gradient_of(grad_kl, i, inside, width, scale, REDUCTION)
         if LOG_NORMAL:
             _, of_x, of_log_std, of_mean, of_prior_log_std = _log_normal(f, a, std, prior_mean, prior_log_std, MEAN_ONE)
-            by_x += g * of_x
-            by_log_std += g * of_log_std
-            sums = d_prior + 2 * tl.program_id(0)
+            by_x = g * of_x
+            by_log_std = g * of_log_std
+            sums = d_prior + 2 * tl.program_id(0).to(tl.int64)
             tl.store(sums, tl.sum(tl.where(inside, g * of_mean, 0.0).to(tl.float64)))
             tl.store(sums + 1, tl.sum(tl.where(inside, g * of_prior_log_std, 0.0).to(tl.float64)))
         elif MASK:
-            by_log_std -= tl.where(f > 0.0, g, 0.0)
+            by_log_std = tl.where(f > 0.0, -g, 0.0)
         else:
-            by_log_std -= g
+            by_log_std = tl.zeros_like(f) - g
+    if grad_z is not None:  # where the KL alone is used, the noise may overflow
+        normal = noise_of(noise, rng, i, inside, f.dtype, BLOCK)
+        eps = _noise(std, normal, MEAN_ONE)
+        g = load(grad_z + i, inside)
+        by_x = g * eps + by_x
+        of_log_std = g * _sample(f, eps) * (std * normal - _shift(std, MEAN_ONE))
+        by_log_std += tl.where(eps == 0.0, 0.0, of_log_std)  # the exponent may be infinite
     if d_x is not None:
         store(d_x + i, by_x, inside)
     if d_log_std is not None:

@@ -1,0 +1,160 @@
+"""The Triton kernels without a GPU: interpreted on the tests of the operators, within guard pages and in any order, and
+compiled for three architectures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fastib import _fallback
+
+triton = pytest.importorskip("triton")
+TESTS = Path(__file__).parent
+
+# What is of other kernels, or before all kernels, or for speed alone: threads, memory and time of the CPU, 2^31
+# elements, 10^7 draws. And derivatives by differences, which take 20 s interpreted: the oracle has the same gradients.
+_OTHERS = (
+    "not threads and not memory and not time and not 31_elements and not caches and not moments and not tail and "
+    "not gradcheck and not opcheck and not wrong and not compiles"
+)
+_ELEMENTWISE = (
+    f"{_OTHERS} and not free_bits_of_each and (not torch. or (vae or transposed) and not batchmean and not mean- or "
+    "near_zero or wide-torch or extreme-torch or non_finite or signed_zero or (0d or empty or -chunk-) and (float32 or "
+    "bfloat16) and not -mean and not batchmean)"
+)
+_PAIRS = (
+    f"{_OTHERS} and not 150 and not many_dimensions and not large_densities and not several_tasks and "
+    "not many_components and not -30.0 and (not torch. or tiny or mss-none or leave_one_out-sum or mss] or "
+    "log_weights] or --20.0)"
+)
+
+
+def _interpreted(*command: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "FASTIB_BACKEND": "triton", "TRITON_INTERPRET": "1", "CI": "", "PYTHONPATH": str(TESTS)}
+    return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["elementwise", "pairs"])
+def test_operators_interpreted(pairs: bool) -> None:
+    """The operators' own tests, in a process whose CPU kernels are Triton's."""
+    files = [path for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in _fallback.KERNELS]
+    of_pairs = [path for path in files if path.stem[5:] in ("aggregate_posterior", "elbo_decomposition")]
+    assert len(files) == 8 and len(of_pairs) == 2
+    chosen = of_pairs if pairs else [path for path in files if path not in of_pairs]
+    options = "-q", "-x", "-p", "no:warnings", "-k", _PAIRS if pairs else _ELEMENTWISE
+    result = _interpreted("-m", "pytest", *options, *map(str, chosen))
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+_RESULTS = """
+import sys, torch, interpreter, triton_calls
+from fastib import _triton
+interpreter.patch_the_language_once()
+interpreter.use_small_blocks()
+torch.manual_seed(0)
+calls = list(triton_calls.calls(torch.bfloat16, dims=3))
+def results():
+    for name, arguments in calls:
+        found = _triton.KERNELS[name](*arguments)
+        yield name, [found] if isinstance(found, torch.Tensor) else found
+expected = list(results())
+assert {name for name, _ in expected} == set(_triton.KERNELS)
+exec(sys.argv[1])
+for (name, before), (_, after) in zip(expected, results(), strict=True):
+    for a, b in zip(before, after, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a.nan_to_num(nan=123.0), b.nan_to_num(nan=123.0)), name
+"""
+
+
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "begin"])
+def test_no_kernel_leaves_its_tensors(at_end: bool) -> None:
+    result = _interpreted("-c", _RESULTS, f"interpreter.use_guard_pages({at_end})")
+    assert result.returncode == 0, f"exit status {result.returncode}: {result.stderr[-3000:]}"
+
+
+def test_same_bits_in_any_order_of_the_programs() -> None:
+    result = _interpreted("-c", _RESULTS, "interpreter.use_grids_of_three_axes(); interpreter.shuffle_programs(seed=0)")
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+_BEYOND = """
+import mmap, torch, interpreter
+from fastib import _rng
+from fastib._triton.reparameterize import forward
+n, block = 2**34 + 1000, 1024
+memory = mmap.mmap(-1, 2 * n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE: 32 GiB in name
+z, rng = torch.frombuffer(memory, dtype=torch.float16), torch.tensor([3, -4])
+interpreter.begin_at_program(n // block)
+forward[(1,)](z, z, None, rng, z, n, BLOCK=block)
+first = n // block * block
+words = _rng.philox_words(rng, first // 4, block // 4).double()
+radius = (-2 * torch.log((words[:, 0::2] + 0.5) / 2**32)).sqrt()
+angle = words[:, 1::2] * (2 * torch.pi / 2**32)
+expected = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten()
+assert first >= 2**34 and 0 < n - first < block
+torch.testing.assert_close(z[first:], expected[: n - first].half())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an array of 2^34 elements that takes no memory")
+def test_noise_beyond_two_to_the_34_elements() -> None:
+    result = _interpreted("-c", _BEYOND)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+class _Kernel:
+    """An autotuned kernel that only tells the tiles with which it was launched."""
+
+    configs = triton.Config({"OUTER": 8}), triton.Config({"OUTER": 16})
+
+    def __init__(self, launched: list[int], tuned: bool = True) -> None:
+        self.launched, self.tuned = launched, tuned
+        self.fn = _Kernel(launched, tuned=False) if tuned else None
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self._launch
+
+    def _launch(self, *args: Any, OUTER: int = 16, **meta: Any) -> None:
+        self.best_config = self.configs[1]
+        self.launched.append(OUTER)
+
+
+def test_tiles_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed; what ran before has the tiles, and so the bits, of that run."""
+    from fastib._triton import _tuning
+
+    launched: list[int] = []
+    kernel, on = _Kernel(launched), SimpleNamespace(is_cuda=True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    for capturing, size_class in ((False, 1), (True, 1), (True, 2)):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        _tuning._run_tuned(kernel, None, on, size_class=size_class)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    _tuning._run_tuned(kernel, None, on, size_class=1)
+    assert launched == [16, 16, 8, 8]
+
+
+def test_resources_are_within_the_budget() -> None:
+    """No kernel spills, nor takes more registers or shared memory than tests/triton_budget.json has."""
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, str(TESTS / "triton_resources.py"), "--json"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    table, _, rows = result.stdout.rstrip().rpartition("\n")
+    print(table)
+    found = json.loads(rows)
+    budget = json.loads((TESTS / "triton_budget.json").read_text())
+    allowed = budget.get(triton.__version__) or budget[max(budget)]
+    assert found.keys() == allowed.keys()
+    for name, row in found.items():
+        assert row["spilled"] == 0, f"{name} spills {row['spilled']} bytes"
+        registers, shared = allowed[name]
+        assert row["registers"] <= registers and row["shared"] <= shared, f"{name}: {row}, allowed {allowed[name]}"
