@@ -11,21 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from devices import OPERATORS, TESTS, WHERE_EMULATED
 from emulation.build import ROOT, SANITIZERS, build, sanitized
 
-from fastib import _fallback
-
-TESTS = Path(__file__).parent
-FILES = {path.stem[5:]: path for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in _fallback.KERNELS}
 PAIRS = ["aggregate_posterior", "elbo_decomposition"]
-ELEMENTWISE = [name for name in FILES if name not in PAIRS]
-# What is of other kernels, or for speed alone: threads, memory and time of the CPU, 2^31 elements, 10^7 draws.
-OTHERS = (
-    "not threads and not memory and not time_grows and not 31_elements and not compiles and not moments and not tail"
-)
+ELEMENTWISE = [name for name in OPERATORS if name not in PAIRS]
 # Each kernel in each dtype, of ragged and strided inputs.
 EACH_KERNEL = (
-    f"{OTHERS} and not gradcheck and not opcheck and (vae or -chunk or transposed or known or one_dimension or "
+    f"{WHERE_EMULATED} and not gradcheck and not opcheck and (vae or -chunk or transposed or known or one_dimension or "
     "many_dimensions or far or log_weights)"
 )
 
@@ -43,7 +36,7 @@ def _run(module: Path, *command: str, **env: str) -> subprocess.CompletedProcess
 
 
 def _pass(module: Path, selection: str, names: Sequence[str], **env: str) -> None:
-    files = [str(FILES[name]) for name in names]
+    files = [str(OPERATORS[name]) for name in names]
     # What a sanitizer says goes past Python.
     options = "-q", "-x", "-p", "no:warnings", "--capture=sys"
     result = _run(module, "-m", "pytest", *options, *files, "-k", selection, **env)
@@ -51,26 +44,26 @@ def _pass(module: Path, selection: str, names: Sequence[str], **env: str) -> Non
 
 
 def test_every_operator_has_a_file() -> None:
-    assert len(FILES) == 8
-    assert all((ROOT / "csrc/cuda" / f"{name}.cu").exists() for name in FILES)
+    assert len(OPERATORS) == 8
+    assert all((ROOT / "csrc/cuda" / f"{name}.cu").exists() for name in OPERATORS)
 
 
 def test_operators() -> None:
     """The operators' own tests, with their oracles and budgets."""
     module = build()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda names: _pass(module, OTHERS, names), (ELEMENTWISE, PAIRS)))
+        list(pool.map(lambda names: _pass(module, WHERE_EMULATED, names), (ELEMENTWISE, PAIRS)))
 
 
 @pytest.mark.parametrize("order", ["1", "2"])
 def test_orders_of_threads_and_errors_of_instructions(order: str) -> None:
     """Threads and blocks in descending and in random order; approximate instructions off by as much as they may be."""
-    _pass(build(), EACH_KERNEL, [*FILES], EMULATED_ORDER=order, EMULATED_PERTURBATION=order)
+    _pass(build(), EACH_KERNEL, [*OPERATORS], EMULATED_ORDER=order, EMULATED_PERTURBATION=order)
 
 
 @pytest.mark.parametrize("name", SANITIZERS)
 def test_sanitizers(name: str) -> None:
-    _pass(build(SANITIZERS[name][1]), EACH_KERNEL, [*FILES], **sanitized(name))
+    _pass(build(SANITIZERS[name][1]), EACH_KERNEL, [*OPERATORS], **sanitized(name))
 
 
 # What the checks must see: a name, the sanitizer, the edit, and what is said of it.
