@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from types import ModuleType
 
+import devices
 import pytest
 import torch
 
@@ -28,10 +29,18 @@ EMULATED = _load_emulated(os.environ["FASTIB_EMULATED"]) if "FASTIB_EMULATED" in
 COMPILED = [module for module in (_backends._cpu, _backends._cuda, EMULATED) if module is not None]
 
 
+DEVICE = devices.chosen()
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
+    collect_ignore = [path.name for path in devices.TESTS.glob("test_*.py") if path not in devices.OPERATORS.values()]
+
+
 def _kernels() -> list[str]:
     """Those that this process can run: the CPU ones by instruction set, or the ones that it was asked for."""
     if EMULATED is not None:
         return ["cuda"]
+    if DEVICE != "cpu":
+        return [fastib.backends()[DEVICE].name]
     return _backends._cpu.supported_isas() if _backends._cpu is not None else [fastib.backends()["cpu"].name]
 
 
@@ -47,7 +56,7 @@ if KERNELS == ["triton"]:
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once for each set of kernels."""
     module = _backends._cpu
-    if module is None:
+    if module is None or DEVICE != "cpu":
         yield request.param
         return
     before = module.isa()
@@ -80,6 +89,14 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if DEVICE == "cpu":
+        return
+    others = [item for item in items if any(word in item.name for word in devices.OF_THE_CPU)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.hookimpl(hookwrapper=True)

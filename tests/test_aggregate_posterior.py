@@ -147,11 +147,11 @@ class _Oracle:
 
 
 def _wide_floats(t: Tensor) -> Any:
-    return t.detach().double().numpy().astype(np.longdouble)
+    return t.detach().double().cpu().numpy().astype(np.longdouble)
 
 
 def _rounded(a: Any) -> Tensor:
-    return torch.from_numpy(a.astype(np.float64))
+    return torch.from_numpy(a.astype(np.float64)).to(torch.get_default_device())
 
 
 def _log_weights_of(inputs: Mixture, keywords: dict[str, Any]) -> Any:

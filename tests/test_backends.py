@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_backend_that_does_not_exist(backend: str) -> None:
         f"ImportError: FASTIB_BACKEND='{backend}' is not a backend of this build: "
         "choose auto, cpu, cuda, triton, reference" in result.stderr
     )
+
+
+def test_a_device_of_the_tests_that_is_not_there() -> None:
+    """The operators' tests then say so, instead of running elsewhere."""
+    for device, said in (("tpu", "'tpu': choose cpu or cuda"), ("cuda", "cuda: PyTorch .* finds no GPU")):
+        if device == "cuda" and torch.cuda.is_available():
+            continue
+        command = [sys.executable, "-m", "pytest", "--collect-only", str(TESTS / "test_log_variance_penalty.py")]
+        env = {**os.environ, "FASTIB_TEST_DEVICE": device}
+        result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert result.returncode != 0 and re.search(f"FASTIB_TEST_DEVICE={said}", result.stderr)
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="a PyTorch with CUDA may serve them")

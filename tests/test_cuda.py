@@ -6,28 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, WHERE_EMULATED, at_once
 from emulation.build import ROOT, SANITIZERS, build, sanitized
 
-from fastib import _fallback
-
-TESTS = Path(__file__).parent
-FILES = {path.stem[5:]: path for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in _fallback.KERNELS}
-PAIRS = ["aggregate_posterior", "elbo_decomposition"]
-ELEMENTWISE = [name for name in FILES if name not in PAIRS]
-# What is of other kernels, or before all kernels, or for speed alone: threads, memory and time of the CPU, schemas,
-# 2^31 elements, 10^7 draws.
-OTHERS = (
-    "not threads and not memory and not time_grows and not 31_elements and not compiles and not moments and not tail and "
-    "not opcheck"
-)
 # Each kernel in each dtype, of ragged and strided inputs.
 EACH_KERNEL = (
-    f"{OTHERS} and not gradcheck and (vae or -chunk or transposed or known or one_dimension or "
+    f"{WHERE_EMULATED} and not gradcheck and not one_tiny and (vae or -chunk or transposed or known or one_dimension or "
     "many_dimensions or far or log_weights)"
 )
 
@@ -45,7 +32,7 @@ def _run(module: Path, *command: str, **env: str) -> subprocess.CompletedProcess
 
 
 def _pass(module: Path, selection: str, names: Sequence[str], **env: str) -> None:
-    files = [str(FILES[name]) for name in names]
+    files = [str(OPERATORS[name]) for name in names]
     # What a sanitizer says goes past Python.
     options = "-q", "-x", "-p", "no:warnings", "--capture=sys"
     result = _run(module, "-m", "pytest", *options, *files, "-k", selection, **env)
@@ -53,20 +40,14 @@ def _pass(module: Path, selection: str, names: Sequence[str], **env: str) -> Non
 
 
 def test_every_operator_has_a_file() -> None:
-    assert len(FILES) == 8
-    assert all((ROOT / "csrc/cuda" / f"{name}.cu").exists() for name in FILES)
-
-
-def _at_once(run: Callable[..., None], cases: Sequence[tuple[Any, ...]]) -> None:
-    """On all cores: each run is a process of one thread."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda case: run(*case), cases))
+    assert len(OPERATORS) == 8
+    assert all((ROOT / "csrc/cuda" / f"{name}.cu").exists() for name in OPERATORS)
 
 
 def test_operators() -> None:
     """The operators' own tests, with their oracles and budgets."""
     module = build()
-    _at_once(lambda *names: _pass(module, OTHERS, names), [ELEMENTWISE, PAIRS])
+    at_once(lambda *names: _pass(module, WHERE_EMULATED, names), [ELEMENTWISE, ON_PAIRS])
 
 
 def test_each_kernel_in_any_order_and_under_sanitizers() -> None:
@@ -74,7 +55,7 @@ def test_each_kernel_in_any_order_and_under_sanitizers() -> None:
     are off by as much as they may be."""
     runs = [(build(flags), sanitized(name)) for name, (_, flags) in SANITIZERS.items()]
     runs += [(build(), {"EMULATED_ORDER": order, "EMULATED_PERTURBATION": order}) for order in ("1", "2")]
-    _at_once(lambda module, env: _pass(module, EACH_KERNEL, [*FILES], **env), runs)
+    at_once(lambda module, env: _pass(module, EACH_KERNEL, [*OPERATORS], **env), runs)
 
 
 # What the checks must see: a name, the sanitizer, the edit, and what is said of it.
@@ -111,4 +92,4 @@ def _plant(folder: Path, name: str, sanitizer: str | None, before: str, after: s
 
 
 def test_planted_faults_are_seen(tmp_path: Path) -> None:
-    _at_once(_plant, [(tmp_path, *fault) for fault in FAULTS])
+    at_once(_plant, [(tmp_path, *fault) for fault in FAULTS])

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from cases import CASES, DTYPES, LAYOUTS, VALUES, Make
+from devices import allocations
 from tolerance import assert_same_bits_for_threads, assert_within_budget
 
 import fastib
@@ -234,11 +235,9 @@ def test_gradients_of_a_broadcast_prior_have_the_same_bits_for_any_number_of_thr
 
 def _allocated(inputs: list[torch.Tensor]) -> float:
     """Bytes that forward and backward allocate, in units of the first input's."""
-    torch.use_deterministic_algorithms(False)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with allocations() as allocated:
         fastib.gaussian_kl(*inputs).backward()
-    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
-    return allocated / (inputs[0].numel() * inputs[0].element_size())
+    return allocated.bytes / inputs[0].nbytes
 
 
 @pytest.mark.parametrize("prior_shape", [(), (512,), (1024, 1)], ids=str)
@@ -354,11 +353,9 @@ def test_floor_of_each_element_has_the_same_bits_for_any_number_of_threads(threa
 
 def test_floor_of_each_element_takes_no_memory() -> None:
     mu, logvar = torch.randn(1024, 512, requires_grad=True), torch.randn(1024, 512, requires_grad=True)
-    torch.use_deterministic_algorithms(False)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with allocations() as allocated:
         fastib.gaussian_kl(mu, logvar, free_bits=0.4, free_bits_per="element").backward()
-    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
-    assert allocated < 2 * mu.numel() * mu.element_size() + 4096
+    assert allocated.bytes < 2 * mu.nbytes + 4096
 
 
 def test_no_gradient_below_the_floor() -> None:

@@ -88,7 +88,7 @@ def test_manual_seed_and_generator_govern_the_noise(kernels: str) -> None:
     assert not torch.equal(first, second)
     torch.manual_seed(5)
     assert torch.equal(first, fastib.reparameterize(zero, zero))
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator(zero.device).manual_seed(5)
     assert torch.equal(first, fastib.reparameterize(zero, zero, generator=generator))
     assert torch.equal(second, fastib.reparameterize(zero, zero, generator=generator))
 

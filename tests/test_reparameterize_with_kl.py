@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CASES, DTYPES, LAYOUTS, Make
+from devices import allocations
 from tolerance import assert_same_bits_for_threads, assert_within_budget
 
 import fastib
@@ -153,25 +154,20 @@ def test_only_the_gradient_that_is_wanted_is_computed(kernels: str, which: int) 
     both, one = ([t.clone().requires_grad_(i in w) for i, t in enumerate(tensors)] for w in ((0, 1), (which,)))
     grads = torch.randn(1024, 51), torch.ones(())
     full = torch.autograd.grad(fastib.reparameterize_with_kl(*both, rng=RNG), both, grads)
-    torch.use_deterministic_algorithms(False)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with allocations() as allocated:
         (grad,) = torch.autograd.grad(fastib.reparameterize_with_kl(*one, rng=RNG), one[which], grads)
     assert torch.equal(grad, full[which])
-    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
-    assert allocated < 2 * tensors[0].nbytes + 4096 or kernels == "reference"  # z and the gradient
+    assert allocated.bytes < 2 * tensors[0].nbytes + 4096 or kernels == "reference"  # z and the gradient
 
 
 def test_peak_memory_is_that_of_the_results() -> None:
     """Forward and backward allocate z, the KL, the two gradients, and nothing else of any size."""
     mu, logvar = torch.randn(1024, 512, requires_grad=True), torch.randn(1024, 512, requires_grad=True)
     grad = torch.randn(1024, 512)
-    torch.use_deterministic_algorithms(False)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with allocations() as allocated:
         z, kl = fastib.reparameterize_with_kl(mu, logvar)
         torch.autograd.grad((z, kl), (mu, logvar), (grad, torch.ones(())))
-    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
-    one = mu.numel() * mu.element_size()
-    assert 3 * one <= allocated < 3 * one + 4096
+    assert 3 * mu.nbytes <= allocated.bytes < 3 * mu.nbytes + 4096
 
 
 def test_a_kl_that_is_not_used_adds_nothing_to_the_gradient(kernels: str) -> None:

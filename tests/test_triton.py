@@ -7,31 +7,22 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-
-from fastib import _fallback
+from devices import OPERATORS, TESTS, WHERE_INTERPRETED
 
 triton = pytest.importorskip("triton")
-TESTS = Path(__file__).parent
 
-# What is of other kernels, or before all kernels, or for speed alone: threads, memory and time of the CPU, 2^31
-# elements, 10^7 draws. And derivatives by differences, which take 20 s interpreted: the oracle has the same gradients.
-_OTHERS = (
-    "not threads and not memory and not time and not 31_elements and not caches and not moments and not tail and "
-    "not gradcheck and not opcheck and not wrong and not compiles"
-)
 _ELEMENTWISE = (
-    f"{_OTHERS} and not free_bits_of_each and (not torch. or (vae or transposed) and not batchmean and not mean- or "
-    "near_zero or wide-torch or extreme-torch or non_finite or signed_zero or (0d or empty or -chunk-) and (float32 or "
-    "bfloat16) and not -mean and not batchmean)"
+    f"{WHERE_INTERPRETED} and not free_bits_of_each and (not torch. or (vae or transposed) and not batchmean and "
+    "not mean- or near_zero or wide-torch or extreme-torch or non_finite or signed_zero or (0d or empty or -chunk-) and "
+    "(float32 or bfloat16) and not -mean and not batchmean)"
 )
 _PAIRS = (
-    f"{_OTHERS} and not 150 and not many_dimensions and not large_densities and not several_tasks and "
+    f"{WHERE_INTERPRETED} and not 150 and not many_dimensions and not large_densities and not several_tasks and "
     "not many_components and not -30.0 and (not torch. or tiny or mss-none or leave_one_out-sum or mss] or "
     "log_weights] or --20.0)"
 )
@@ -45,10 +36,9 @@ def _interpreted(*command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("pairs", [False, True], ids=["elementwise", "pairs"])
 def test_operators_interpreted(pairs: bool) -> None:
     """The operators' own tests, in a process whose CPU kernels are Triton's."""
-    files = [path for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in _fallback.KERNELS]
-    of_pairs = [path for path in files if path.stem[5:] in ("aggregate_posterior", "elbo_decomposition")]
-    assert len(files) == 8 and len(of_pairs) == 2
-    chosen = of_pairs if pairs else [path for path in files if path not in of_pairs]
+    of_pairs = [OPERATORS[name] for name in ("aggregate_posterior", "elbo_decomposition")]
+    assert len(OPERATORS) == 8
+    chosen = of_pairs if pairs else [path for path in OPERATORS.values() if path not in of_pairs]
     options = "-q", "-x", "-p", "no:warnings", "-k", _PAIRS if pairs else _ELEMENTWISE
     result = _interpreted("-m", "pytest", *options, *map(str, chosen))
     assert result.returncode == 0, result.stdout[-3000:]
