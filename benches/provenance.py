@@ -39,5 +39,10 @@ def _cpu() -> str:
 
 
 def _git(*arguments: str) -> str:
+    """What git says, or that nothing is known of files that are no repository."""
     command = ["git", *arguments]
-    return subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return result.stdout.strip()

@@ -40,9 +40,13 @@ def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path
 
 
 def newest(results: Path) -> list[Path]:
-    """The newest file of each CPU and instruction set; files are named <date>-<cpu>-<isa>.jsonl."""
+    """The newest file of each CPU and instruction set; files are named <date>-<cpu>-<isa>.jsonl.
+
+    Those of a GPU, <date>-<card>.jsonl, have a header that names the card.
+    """
     date = len("yyyy-mm-dd-")
-    return sorted({path.name[date:]: path for path in sorted(results.glob("*.jsonl"))}.values())
+    files = sorted({path.name[date:]: path for path in sorted(results.glob("*.jsonl"))}.values())
+    return [path for path in files if "card" not in json.loads(path.read_text().partition("\n")[0])]
 
 
 def splice(text: str, begin: str, end: str, tables: str) -> str:

@@ -45,10 +45,14 @@ def measure(specs: Sequence[Spec], quick: bool) -> list[Row]:
 
 
 def save(rows: Sequence[Row], results: Path) -> Path:
-    """JSON Lines: first where and of what the rows are, then the rows."""
     header = provenance.header()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{header['cpu']} {header['isa']}".lower()).strip("-")
-    results.mkdir(exist_ok=True)
+    return write(header, f"{header['cpu']} {header['isa']}", rows, results)
+
+
+def write(header: Row, name: str, rows: Sequence[Row], results: Path) -> Path:
+    """JSON Lines: first where and of what the rows are, then the rows."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    results.mkdir(parents=True, exist_ok=True)
     path = results / f"{header['date']}-{slug}.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in [header, *rows]))
     return path

@@ -226,6 +226,8 @@ OPERATORS = {
     ),
 }
 
+WITH_NOISE = "reparameterize", "reparameterize_with_kl", "information_dropout"
+
 CALL_BOUND, CACHE, MEMORY = (128, 10), (1024, 1024), (4096, 4096)
 CONVOLUTION = (128, 96, 16, 16)
 
@@ -277,7 +279,7 @@ def build(spec: Spec, names: list[str]) -> Case:
     operator = OPERATORS[spec.operator]
     torch.manual_seed(0)
     inputs = tuple(t.to(spec.dtype).requires_grad_(spec.backward) for t in operator.inputs(spec.shape))
-    upstream = tuple(torch.randn_like(output) for output in _outputs(operator.fastib, inputs))
+    upstream = tuple(torch.randn_like(output) for output in outputs(operator.fastib, inputs))
     passes = 2 if spec.backward else 1
     elements = inputs[0].numel() * (spec.shape[0] if operator.pairs else 1)
     return Case(
@@ -291,9 +293,9 @@ def build(spec: Spec, names: list[str]) -> Case:
     )
 
 
-def _outputs(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    outputs = function(*inputs)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+def outputs(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    found = function(*inputs)
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _contender(name: str, operator: Operator, inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> Contender:
@@ -316,7 +318,7 @@ def _contender(name: str, operator: Operator, inputs: tuple[Tensor, ...], upstre
 def _passes(function: Callable[..., Any], inputs: tuple[Tensor, ...], upstream: tuple[Tensor, ...]) -> Contender:
     """Both passes; the forward one alone where the inputs want no gradient."""
     if not inputs[0].requires_grad:
-        return lambda: _outputs(function, inputs)
+        return lambda: outputs(function, inputs)
     return lambda: torch.autograd.grad(function(*inputs), inputs, upstream)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import devices
+import in_place
 import pytest
 import torch
 
@@ -32,6 +33,7 @@ COMPILED = [module for module in (_backends._cpu, _backends._cuda, EMULATED) if 
 DEVICE = devices.chosen()
 if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
+    in_place.load_triton()
     collect_ignore = [path.name for path in devices.TESTS.glob("test_*.py") if path not in devices.OPERATORS.values()]
 
 

@@ -75,6 +75,23 @@ def test_same_bits_in_any_order_of_the_programs() -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+_IN_PLACE = """
+import importlib.util, sys, torch, in_place
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "fastib._triton" else find(name, *rest)
+in_place.load_triton()
+import fastib
+assert sys.modules["fastib._triton"].__file__ == sys.argv[1]
+logvar = torch.randn(5, 3)
+torch.testing.assert_close(fastib.log_variance_penalty(logvar), fastib.reference.log_variance_penalty(logvar))
+"""
+
+
+def test_kernels_of_a_checkout_that_is_not_installed() -> None:
+    result = _interpreted("-c", _IN_PLACE, str(TESTS.parent / "csrc" / "triton" / "__init__.py"))
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
 _BEYOND = """
 import mmap, torch, interpreter
 from fastib import _rng

@@ -57,14 +57,14 @@ def _pairs(dtype: torch.dtype, dims: int) -> Iterator[Call]:
     z[::7] += 60  # far from all components
     saved, terms = torch.rand(rows, 2 * dims + 2, dtype=wide), torch.randn(rows, dtype=wide)
     by_joint, by_marginals = torch.randn(rows, dtype=wide), torch.randn(rows, dims, dtype=wide)
-    for log_weights in (None, torch.randn(rows, _ROWS)):
-        tail = 0.01, 0.003, 0 if log_weights is not None else 5, 0, True
+    for log_weights in (None, torch.randn(rows, _ROWS, dtype=wide)):
+        tail = (0.01, 0.003, 5, 0, True) if log_weights is None else (1.0, 1.0, 0, 0, True)
         yield "aggregate_posterior", (z, mu, logvar, log_weights, *tail)
         yield "aggregate_posterior_backward", (by_joint, by_marginals, z, mu, logvar, log_weights, saved, *tail)
     yield "aggregate_posterior", (z, mu, logvar, None, 0.01, 0.003, 5, 0, False)
     yield "aggregate_posterior_backward", (None, by_marginals, z, mu, logvar, None, saved, 0.01, 0.003, 5, 0, False)
     for kind in (Reduction.NONE, Reduction.SUM):
-        tail = 0.01, 0.003, 5, kind, 0.3, 0
+        tail = 0.01, 0.003, 5, kind, 0.3 if kind == Reduction.SUM else 1.0, 0
         grads = (terms if kind == Reduction.NONE else terms[0],) * 3
         yield "elbo_decomposition", (z, mu, logvar, *tail)
         yield "elbo_decomposition_backward", (*grads, z, mu, logvar, saved, *tail)
