@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import OPERATORS, TESTS, WHERE_INTERPRETED
+from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, WHERE_INTERPRETED, at_once
 
 triton = pytest.importorskip("triton")
 
@@ -33,15 +33,16 @@ def _interpreted(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("pairs", [False, True], ids=["elementwise", "pairs"])
-def test_operators_interpreted(pairs: bool) -> None:
-    """The operators' own tests, in a process whose CPU kernels are Triton's."""
-    of_pairs = [OPERATORS[name] for name in ("aggregate_posterior", "elbo_decomposition")]
-    assert len(OPERATORS) == 8
-    chosen = of_pairs if pairs else [path for path in OPERATORS.values() if path not in of_pairs]
-    options = "-q", "-x", "-p", "no:warnings", "-k", _PAIRS if pairs else _ELEMENTWISE
-    result = _interpreted("-m", "pytest", *options, *map(str, chosen))
+def _pass(selection: str, *names: str) -> None:
+    files = [str(OPERATORS[name]) for name in names]
+    result = _interpreted("-m", "pytest", "-q", "-x", "-p", "no:warnings", "-k", selection, *files)
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_operators_interpreted() -> None:
+    """The operators' own tests, in processes whose CPU kernels are Triton's."""
+    assert len(OPERATORS) == 8
+    at_once(_pass, [*((_PAIRS, name) for name in ON_PAIRS), (_ELEMENTWISE, *ELEMENTWISE)])
 
 
 _RESULTS = """
@@ -64,32 +65,21 @@ for (name, before), (_, after) in zip(expected, results(), strict=True):
 """
 
 
-@pytest.mark.parametrize("at_end", [True, False], ids=["end", "begin"])
-def test_no_kernel_leaves_its_tensors(at_end: bool) -> None:
-    result = _interpreted("-c", _RESULTS, f"interpreter.use_guard_pages({at_end})")
-    assert result.returncode == 0, f"exit status {result.returncode}: {result.stderr[-3000:]}"
+# Every tensor ends, then begins, at a page that can't be touched; and the programs run in random order.
+_OTHERWISE = (
+    "interpreter.use_guard_pages(at_end=True)",
+    "interpreter.use_guard_pages(at_end=False)",
+    "interpreter.use_grids_of_three_axes(); interpreter.shuffle_programs(seed=0)",
+)
 
 
-def test_same_bits_in_any_order_of_the_programs() -> None:
-    result = _interpreted("-c", _RESULTS, "interpreter.use_grids_of_three_axes(); interpreter.shuffle_programs(seed=0)")
-    assert result.returncode == 0, result.stderr[-3000:]
+def _same_bits(otherwise: str) -> None:
+    result = _interpreted("-c", _RESULTS, otherwise)
+    assert result.returncode == 0, f"{otherwise}: exit status {result.returncode}: {result.stderr[-3000:]}"
 
 
-_IN_PLACE = """
-import importlib.util, sys, torch, in_place
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "fastib._triton" else find(name, *rest)
-in_place.load_triton()
-import fastib
-assert sys.modules["fastib._triton"].__file__ == sys.argv[1]
-logvar = torch.randn(5, 3)
-torch.testing.assert_close(fastib.log_variance_penalty(logvar), fastib.reference.log_variance_penalty(logvar))
-"""
-
-
-def test_kernels_of_a_checkout_that_is_not_installed() -> None:
-    result = _interpreted("-c", _IN_PLACE, str(TESTS.parent / "csrc" / "triton" / "__init__.py"))
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_same_bits_within_guard_pages_and_in_any_order_of_the_programs() -> None:
+    at_once(_same_bits, [(otherwise,) for otherwise in _OTHERWISE])
 
 
 _BEYOND = """
