@@ -26,6 +26,7 @@ from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
 
 from fastib import _triton
+from fastib._triton import _launch
 
 ARCHITECTURES = 80, 90, 100
 BUDGET = Path(__file__).parent / "triton_budget.json"
@@ -40,7 +41,7 @@ class Variant(NamedTuple):
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[int, Any], ...]
     multiples_of_16: tuple[int, ...]  # of the arguments, pointers among them
-    warps: int
+    options: tuple[tuple[str, Any], ...]
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ class Variant(NamedTuple):
 
 
 def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Variant:
-    warps = meta.pop("num_warps", 4)
+    options = tuple((name, meta.pop(name)) for name in ("num_warps", "maxnreg", *_launch.OPTIONS) if name in meta)
     given = dict(zip(kernel.arg_names, args, strict=False)) | meta
     signature, constants, multiples = [], [], []
     for i, parameter in enumerate(kernel.params):
@@ -69,7 +70,7 @@ def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Varian
         if kind.startswith("*") or (kind != "constexpr" and value % 16 == 0):
             multiples.append(i)
         signature.append((parameter.name, kind))
-    return Variant(kernel, tuple(signature), tuple(constants), tuple(multiples), warps)
+    return Variant(kernel, tuple(signature), tuple(constants), tuple(multiples), options)
 
 
 def variants() -> list[Variant]:
@@ -111,7 +112,7 @@ def _resources(task: tuple[Variant, int]) -> dict[str, int]:
     constants = {(i,): value for i, value in variant.constants}
     source = ASTSource(variant.kernel, dict(variant.signature), constants, aligned)
     target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": variant.warps})
+    compiled = triton.compile(source, target=target, options=dict(variant.options))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

@@ -17,6 +17,8 @@ interpreted = bool(INTERPRETED.value)
 _GPU_BLOCK = 512  # four elements of each thread: one counter of the noise
 _GPU_TILE = 256  # with more, a number or two of a sum's loop spill on some architecture
 _INTERPRETED_BLOCK = 2**17  # the interpreter's time goes by operations, not by elements
+# Of every launch. Nothing is contracted behind the formulas' back, as where they are interpreted.
+OPTIONS = {"enable_fp_fusion": False}
 
 
 def power_of_two(count: int, most: int, least: int = 1) -> int:
@@ -45,7 +47,7 @@ def launch(
     if isinstance(grid, tuple) and 0 in grid:
         return
     with on_device_of(on):
-        kernel[grid](*args, **meta)
+        kernel[grid](*args, **meta, **OPTIONS)
 
 
 def launch_elements(kernel: Any, like: Tensor, *args: Any, **meta: Any) -> None:

@@ -16,15 +16,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import interpreted, launch, on_device_of, power_of_two
+from ._launch import OPTIONS, interpreted, launch, on_device_of, power_of_two
 
 _MOST_PROGRAMS = 65535  # along a grid's second axis
+# All that a thread can have: else NVIDIA's assembler spills one or two for an occupancy of its own choice.
+_REGISTERS = None if torch.version.hip else 255
 _MOST_OUTER, _MOST_LANES = 512, 2048  # of a tile under the interpreter
 
 
 def tuned(*tiles: tuple[int, int, int]) -> Callable[[Any], Any]:
     """A kernel on tiles of OUTER x LANES pairs by so many warps: a short list to choose from, the safest first."""
-    configs = [triton.Config({"OUTER": outer, "LANES": lanes}, num_warps=warps) for outer, lanes, warps in tiles]
+    configs = [
+        triton.Config({"OUTER": outer, "LANES": lanes}, num_warps=warps, maxnreg=_REGISTERS)
+        for outer, lanes, warps in tiles
+    ]
 
     def decorate(function: Any) -> Any:
         kernel = triton.jit(function)
@@ -57,9 +62,9 @@ def _run_tuned(kernel: Any, grid: Callable[..., tuple[int, ...]], on: Tensor, *a
     key = kernel, meta["size_class"], *(arg.dtype for arg in args if isinstance(arg, Tensor))
     tiles = _tiles_not_to_be_timed(kernel, key, on)
     if tiles is not None:
-        kernel.fn[grid](*args, **meta, **tiles.all_kwargs())
+        kernel.fn[grid](*args, **meta, **OPTIONS, **tiles.all_kwargs())
     else:
-        kernel[grid](*args, **meta)
+        kernel[grid](*args, **meta, **OPTIONS)
         _chosen[key] = kernel.best_config
 
 
