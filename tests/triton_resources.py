@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton_calls
+from fastib._triton import _launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
 
 from fastib import _triton
-from fastib._triton import _launch
 
 ARCHITECTURES = 80, 90, 100
 BUDGET = Path(__file__).parent / "triton_budget.json"

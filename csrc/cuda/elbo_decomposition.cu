@@ -38,7 +38,7 @@ struct KeepTerms {
 
 // A block for each term: its values, or their sum, times `scale`.
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     reduce_terms(const double* terms, int64_t rows, bool keep, double scale, S* mi, S* tc, S* kl) {
   const double* term = terms + blockIdx.x * rows;
   S* out = blockIdx.x == 0 ? mi : blockIdx.x == 1 ? tc : kl;

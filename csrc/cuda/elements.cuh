@@ -127,7 +127,7 @@ FASTIB_INLINE void read_noise(const Operand& given, const int64_t* rng, const Sp
 
 // Runs act(span) for every group of [0, numel), each in a thread of its own.
 template <int N, class Act>
-__global__ void __launch_bounds__(kThreads) each_group(Act act, int64_t numel) {
+__global__ void __launch_bounds__(kThreads, kBlocks) each_group(Act act, int64_t numel) {
   const int64_t begin = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N;
   if (begin < numel) act(Span<N>(begin, 0, numel));
 }

@@ -128,7 +128,7 @@ struct DropoutBackward {
 
 // A piece of all elements per block, and its two sums for the prior.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     dropout_backward_with_prior(DropoutBackward<T> act, int64_t numel, double* partials) {  // [2, blocks]
   constexpr int N = kGroup<T>;
   const int64_t first = blockIdx.x * kPiece, end = std::min(first + kPiece, numel);

@@ -214,7 +214,7 @@ FASTIB_INLINE void pack_dimension(const Packing<T>& p, int64_t d) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) pack(Packing<T> p, int64_t point_blocks) {
+__global__ void __launch_bounds__(kThreads, kBlocks) pack(Packing<T> p, int64_t point_blocks) {
   using S = Compute<T>;
   const int64_t padded = int64_t(p.chunks) * p.width;
   int64_t block = blockIdx.x;
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads) pack(Packing<T> p, int64_t point_blo
 
 // The largest given weight of a row, in powers of two: what its weights are relative to. A warp for each row.
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     find_largest_weights(Matrix log_weights, int64_t rows, int64_t components, double* largest_weights) {
   const int64_t row = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (row >= rows) return;

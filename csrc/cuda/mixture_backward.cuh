@@ -23,7 +23,7 @@ struct BackwardRows {
 
 // coefficients.of_row(row, joint, relative) and coefficients.of_marginal(row, d) give the gradients of the loss.
 template <class S, class Coefficients>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     pack_gradients(Mixture<S> m, int width, const S* saved, Coefficients coefficients, RowGradients<S>* rows,
                    S* points) {
   const int64_t row = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -116,7 +116,7 @@ FASTIB_INLINE S squares_of_warps(const Waiting<S>& waiting, int warps, int at_on
 }
 
 template <class S, int C>
-__global__ void __launch_bounds__(kMostWarps* kWarp)
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks)
     sum_row_gradients(Mixture<S> m, Parts parts, BackwardRows<S> rows, S* out) {  // [parts, rows, chunks, C]
   FASTIB_SHARED(waiting, Waiting<S>);
   const Place at(m.rows, m.components, parts);
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
 }
 
 template <class S, int C>
-__global__ void __launch_bounds__(kMostWarps* kWarp)
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks)
     sum_column_gradients(Mixture<S> m, Parts parts, BackwardRows<S> rows,
                          double* out) {  // [parts, components, chunks, 2, C]
   FASTIB_SHARED(waiting, Waiting<S>);
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp)
 
 // d_z is the sum of the parts, and of what add(row, d) gives besides.
 template <class T, class Add>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     finish_row_gradients(Mixture<Compute<T>> m, int width, int64_t parts, const Compute<T>* in, Matrix d_z, Add add) {
   const int64_t row = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (row >= m.rows) return;
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) finish_column_gradients(Mixture<Compute<T>> m, int width, int64_t parts,
+__global__ void __launch_bounds__(kThreads, kBlocks) finish_column_gradients(Mixture<Compute<T>> m, int width, int64_t parts,
                                                                     const double* in, Matrix d_mu, Matrix d_logvar) {
   using S = Compute<T>;
   const int64_t j = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;

@@ -45,7 +45,7 @@ FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& c
 }
 
 template <class S, int C>
-__global__ void __launch_bounds__(kMostWarps* kWarp) sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks) sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
   FASTIB_SHARED(waiting, S[2][kWaiting][kWarp]);
   const Place at(m.rows, m.components, parts);
   const int64_t row = std::min(at.index, m.rows - 1);
@@ -166,7 +166,7 @@ struct RowResult {
 // then done.row(row, result) in all lanes. `saved`, [rows, 2 dims + 2], is for the backward pass: the maximum and the
 // sum of the joint, the sums of the marginals, less than 0 where they are relative to a maximum, and those maxima.
 template <class S, class Done>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     finish_densities(Mixture<S> m, int width, int64_t parts, ForwardPartials<S> in, S* saved, Done done) {
   const int64_t row = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (row >= m.rows) return;

@@ -29,7 +29,7 @@ FASTIB_INLINE double block_sum(double value) {
 
 // Block by block the sums of the pieces of rows, or of whole rows if they have but one piece.
 template <int N, class S, class Loss>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     sum_pieces(Loss loss, int64_t row, unsigned pieces, double* partials, S* out, double scale) {
   const unsigned r = blockIdx.x / pieces, piece = blockIdx.x % pieces;
   const int64_t first = r * row + piece * kPiece, end = piece + 1 == pieces ? (r + 1) * row : first + kPiece;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     finish_pieces(const double* partials, int64_t pieces, S* out, double scale) {
   double total = 0;
   for (int64_t i = threadIdx.x; i < pieces; i += kThreads) total += partials[blockIdx.x * pieces + i];
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Short rows, as many as fit a tile of shared memory: a team of threads sums each.
 template <int N, class S, class Loss>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     sum_rows(Loss loss, int64_t rows, int64_t row, int64_t rows_of_block, int team, S* out, double scale) {
   FASTIB_SHARED(tile, S[kTile]);
   const int64_t first_row = blockIdx.x * rows_of_block;
@@ -100,7 +100,7 @@ struct ColumnParts {
 };
 
 template <int K, class S, class Loss>
-__global__ void __launch_bounds__(kThreads) sum_columns(Loss loss, ColumnParts parts, unsigned blocks_of_columns,
+__global__ void __launch_bounds__(kThreads, kBlocks) sum_columns(Loss loss, ColumnParts parts, unsigned blocks_of_columns,
                                                         double* partials) {  // [K, groups, columns]
   FASTIB_SHARED(sums, double[K][kThreads]);
   const int64_t group = blockIdx.x / blocks_of_columns, groups = gridDim.x / blocks_of_columns;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads) sum_columns(Loss loss, ColumnParts p
 
 // out[column] is the sum of those of `columns` that are a multiple of `count` beyond it.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     finish_columns(const double* partials, int64_t groups, int64_t columns, T* out, int64_t count, double scale) {
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= count) return;
