@@ -29,7 +29,8 @@ _PAIRS = (
 
 
 def _interpreted(*command: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "FASTIB_BACKEND": "triton", "TRITON_INTERPRET": "1", "CI": "", "PYTHONPATH": str(TESTS)}
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])  # which may have this Triton
+    env = {**os.environ, "FASTIB_BACKEND": "triton", "TRITON_INTERPRET": "1", "CI": "", "PYTHONPATH": path}
     return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
 
 

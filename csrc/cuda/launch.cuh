@@ -7,7 +7,8 @@
 namespace fastib::cuda {
 
 constexpr int kThreads = 256;
-// Of which one is on a multiprocessor at least. Said to nvcc, whose assembler else spills a number or two to fit one more.
+// Of which one is on a multiprocessor at least. Said to nvcc, whose assembler else spills a number or two to fit one
+// more.
 constexpr int kBlocks = 1;
 
 class Device {

@@ -236,8 +236,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks) finish_column_gradients(Mixture<Compute<T>> m, int width, int64_t parts,
-                                                                    const double* in, Matrix d_mu, Matrix d_logvar) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    finish_column_gradients(Mixture<Compute<T>> m, int width, int64_t parts, const double* in, Matrix d_mu,
+                            Matrix d_logvar) {
   using S = Compute<T>;
   const int64_t j = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (j >= m.components) return;

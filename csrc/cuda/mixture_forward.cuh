@@ -45,7 +45,8 @@ FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& c
 }
 
 template <class S, int C>
-__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks) sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks)
+    sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
   FASTIB_SHARED(waiting, S[2][kWaiting][kWarp]);
   const Place at(m.rows, m.components, parts);
   const int64_t row = std::min(at.index, m.rows - 1);

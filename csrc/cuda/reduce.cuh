@@ -100,8 +100,9 @@ struct ColumnParts {
 };
 
 template <int K, class S, class Loss>
-__global__ void __launch_bounds__(kThreads, kBlocks) sum_columns(Loss loss, ColumnParts parts, unsigned blocks_of_columns,
-                                                        double* partials) {  // [K, groups, columns]
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    sum_columns(Loss loss, ColumnParts parts, unsigned blocks_of_columns,
+                double* partials) {  // [K, groups, columns]
   FASTIB_SHARED(sums, double[K][kThreads]);
   const int64_t group = blockIdx.x / blocks_of_columns, groups = gridDim.x / blocks_of_columns;
   const int sharers = kThreads / parts.width, sharer = int(threadIdx.x) / parts.width;
