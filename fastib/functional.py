@@ -353,7 +353,7 @@ def aggregate_posterior(
         algorithm: "direct" sums over all pairs. "near_linear" reads each marginal from a grid, and leaves out of the
             joint what is provably less than 2**-24 of it; it takes float32 and below, and weights of an estimator,
             and sums what it is not sure of directly: float64, `log_weights`, numbers that are not finite or beyond
-            2**60, and on a device without a kernel all. "auto" takes the faster one by the shapes alone.
+            2**60, and on any device but a CPU all. "auto" takes the faster one by the shapes alone.
 
     Returns:
         (log_qz, log_qz_marginals): log q(z_i), [S], and log q(z_id), [S, D], in nats, in float32 (float64 for float64).

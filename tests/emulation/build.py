@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 # What nvcc is told too: nothing is contracted behind the formulas' back.
 FLAGS = ["-std=c++20", "-g1", "-fPIC", "-march=x86-64-v3", "-ffp-contract=off"]
 MACROS = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
-FAST = ("-O2",)
+COUNTED = ("-O1", "--coverage")  # how often each line is run: see lines.py
 # Of addresses and undefined behaviour, and of races: the libraries to load first, and the flags.
 SANITIZERS = {
     "address": (
@@ -48,7 +48,7 @@ def sanitized(name: str) -> dict[str, str]:
     }
 
 
-def build(flags: Sequence[str] = FAST, csrc: Path = ROOT / "csrc", operators: Sequence[str] | None = None) -> Path:
+def build(flags: Sequence[str] = COUNTED, csrc: Path = ROOT / "csrc", operators: Sequence[str] | None = None) -> Path:
     """The module _C_cuda of all kernels or of those of some operators, made anew where a source or a flag changed."""
     kernels = sorted((csrc / "cuda").glob("*.c*[pu]"))
     if operators is not None:
@@ -66,7 +66,7 @@ def build(flags: Sequence[str] = FAST, csrc: Path = ROOT / "csrc", operators: Se
 
     def compile_one(source: Path) -> Path:
         made = folder / f"{source.stem}.o"
-        own = FAST if source.parent == HERE else [*flags, "-x", "c++"]  # the emulator plays the hardware
+        own = ["-O2"] if source.parent == HERE else [*flags, "-x", "c++"]  # the emulator plays the hardware
         _run([COMPILER, *FLAGS, *MACROS, *includes, *own, "-c", str(source), "-o", str(made)])
         return made
 
