@@ -21,9 +21,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for who runs the file itself, python benches/gpu.py
+
 from benches.tables import markdown, number
 
-ROOT = Path(__file__).parent.parent
 SECONDS = 540  # of all
 MARGIN = 15  # of them for starting, ending and writing
 BACKENDS = "cuda", "triton"
