@@ -33,9 +33,9 @@ struct ForwardPartials {
 
 // Adds the densities of a component in the dimensions of a chunk, and gives its squares.
 //
-// nvcc 13.0 makes 100 instructions of it for 16 dimensions on sm_90: 80 for the pipe of multiply-adds, 16 MUFU, 4 loads.
-// With the loop, the weight and the joint sum it is about 12 slots of issue for a pair and dimension, and MUFU takes 8:
-// not the limit, so no share of the exponentials is a polynomial's, which would add to what is.
+// nvcc 13.0 makes 100 instructions of it for 16 dimensions on sm_90: 80 for the pipe of multiply-adds, 16 MUFU, 4
+// loads. With the loop, the weight and the joint sum it is about 12 slots of issue for a pair and dimension, and MUFU
+// takes 8: not the limit, so no share of the exponentials is a polynomial's, which would add to what is.
 template <int C, class S>
 FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& component, S weight, S (&sums)[C]) {
   S squares = 0;
