@@ -136,7 +136,7 @@ def _seen_by(module: Path, operators: list[str], selection: str, env: dict[str, 
     command = [sys.executable, "-m", "pytest", *options, *(str(OPERATORS[name]) for name in operators)]
     try:
         result = subprocess.run(
-            command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+            command, env={**os.environ, **emulated, **env}, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
         )
     except subprocess.TimeoutExpired:
         return "no end in 400 s"
