@@ -131,12 +131,18 @@ def fate(edit: Edit) -> str | None:
 
 
 def _seen_by(module: Path, operators: list[str], selection: str, env: dict[str, str]) -> str:
-    env |= {"COUNTEDIB_BACKEND": "reference", "COUNTEDIB_EMULATED": str(module), "CI": "", "PYTHONPATH": str(TESTS)}
+    emulated = {"FASTIB_BACKEND": "reference", "FASTIB_EMULATED": str(module), "CI": "", "PYTHONPATH": str(TESTS)}
     options = "-q", "-x", "-p", "no:warnings", "-p", "no:cacheprovider", "--tb=no", "-k", selection
     command = [sys.executable, "-m", "pytest", *options, *(str(OPERATORS[name]) for name in operators)]
     try:
         result = subprocess.run(
-            command, env={**os.environ, **emulated, **env}, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+            command,
+            env={**os.environ, **emulated, **env},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return "no end in 400 s"
