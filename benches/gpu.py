@@ -30,6 +30,8 @@ SECONDS = 540  # of all
 MARGIN = 15  # of them for starting, ending and writing
 BACKENDS = "cuda", "triton"
 CORES = os.cpu_count() or 1
+# Of many processes at once: a thread each, and what Triton times among them is kept from who comes later.
+MANY = {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(ROOT / "build" / "triton-checks")}
 
 Line = dict[str, Any]
 
@@ -70,7 +72,10 @@ def run(jobs: Sequence[Job], seconds: float) -> list[Ended]:
         for i, job in enumerate(jobs):
             output = Path(folder, str(i))
             paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-            env = {**os.environ, "PYTHONPATH": paths, **job.env}
+            commands = os.pathsep.join(
+                [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+            )  # ninja among them
+            env = {**os.environ, "PYTHONPATH": paths, "PATH": commands, **job.env}
             with output.open("w") as file:
                 process = subprocess.Popen(
                     job.command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -111,7 +116,7 @@ def _fault(ended: Ended, lines: int = 12) -> str | None:
 def part(name: str, backend: str, *options: str, **env: str) -> Job:
     """A part of benches.on_device."""
     command = [sys.executable, "-m", "benches.on_device", name, *options]
-    return Job(f"{name}, {backend}", command, {"FASTIB_BACKEND": backend, **env})
+    return Job(f"{name}, {backend}", command, {"FASTIB_BACKEND": backend, **MANY, **env})
 
 
 def sliced(name: str, backend: str, count: int, **env: str) -> list[Job]:
@@ -165,7 +170,7 @@ def tests(setting: Setting, seconds: float) -> Outcome:
         Job(
             f"{path.name}, {backend}",
             [sys.executable, "-m", "pytest", *options, str(path)],
-            {"FASTIB_BACKEND": backend, "FASTIB_TEST_DEVICE": "cuda", "OMP_NUM_THREADS": "1", "CI": ""},
+            {"FASTIB_BACKEND": backend, "FASTIB_TEST_DEVICE": "cuda", "CI": "", **MANY},
         )
         for path in operators()
         for backend in BACKENDS
@@ -181,7 +186,8 @@ def _last_line(job: Ended) -> str:
 
 
 def agreement(setting: Setting, seconds: float) -> Outcome:
-    return checked(run([job for backend in BACKENDS for job in sliced("agreement", backend, 4)], seconds))
+    counts = {"cuda": 4, "triton": 12}  # Triton compiles what it calls
+    return checked(run([job for backend in BACKENDS for job in sliced("agreement", backend, counts[backend])], seconds))
 
 
 def graphs(setting: Setting, seconds: float) -> Outcome:
@@ -230,7 +236,7 @@ def benches(setting: Setting, seconds: float) -> Outcome:
     """One backend after the other: nothing else runs. The rows are written whatever became of the rest."""
     end = time.monotonic() + seconds
     # Triton keeps the tiles that it chose: those of the tests, where much ran at once, are none of ours.
-    env = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton")}
+    env = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton"), "OMP_NUM_THREADS": str(CORES)}
     compiling = {**env, "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     # Into torch.compile's cache, which saves each backend its own; what fails here fails below, and is said there.
     run(sliced("compile", "cuda", CORES, **compiling), seconds / 4)

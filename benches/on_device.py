@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -108,12 +109,12 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def agreement(device: str, which: slice = slice(None)) -> Iterator[Line]:
-    """Of some of the dtypes. Whatever is allocated is NaN at first, so that what a kernel forgets is seen."""
+    """Of some of the calls. Whatever is allocated is NaN at first, so that what a kernel forgets is seen."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     for module in (_backends._cpu, _backends._cuda):
         if module is not None:
             module.poison_results(True)
-    for label, name, arguments in _table(DTYPES[which]):
+    for label, name, arguments in list(_table(DTYPES))[which]:
         yield _tried(label, partial(_assert_agreement, device, name, arguments))
 
 
@@ -307,6 +308,22 @@ def rows_of(spec: Spec, device: Device, backend: str) -> list[Line]:
     """One for each contender that memory allows. Its times are of replays of a graph, which the host does not hold up;
     `call_ms` is of calls as they are written."""
     case = suites.build(spec, CONTENDERS)
+    with _no_default_device():
+        return _rows_of_case(case, device, backend)
+
+
+@contextmanager
+def _no_default_device() -> Iterator[None]:
+    """As users have it: one costs each call of PyTorch as much again."""
+    device = torch.get_default_device()
+    torch.set_default_device(None)
+    try:
+        yield
+    finally:
+        torch.set_default_device(device)
+
+
+def _rows_of_case(case: suites.Case, device: Device, backend: str) -> list[Line]:
     peaks = _of_each(device.peak, case.contenders)
     captured = _of_each(device.capture, {name: case.contenders[name] for name in peaks})
     calls = {name: case.contenders[name] for name in captured}

@@ -27,7 +27,7 @@ def header() -> dict[str, Any]:
         "fastib": fastib.__version__,
         "os": platform.platform(),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": _git("status", "--porcelain", "--untracked-files=no") not in ("", "unknown"),
     }
 
 

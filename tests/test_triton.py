@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,19 +127,43 @@ class _Kernel:
         self.launched.append(OUTER)
 
 
-def test_tiles_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is timed; what ran before has the tiles, and so the bits, of that run."""
+def test_tiles_are_timed_once_and_not_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph has the tiles, and so the bits, of its warm-up; without one it raises."""
     from fastib._triton import _tuning
 
     launched: list[int] = []
     kernel, on = _Kernel(launched), SimpleNamespace(is_cuda=True)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
-    for capturing, size_class in ((False, 1), (True, 1), (True, 2)):
+    for capturing in (False, True):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
-        _tuning._run_tuned(kernel, None, on, size_class=size_class)
+        _tuning._run_tuned(kernel, None, on, size_class=1)
+    with pytest.raises(RuntimeError, match="before the capture"):
+        _tuning._run_tuned(kernel, None, on, size_class=2)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     _tuning._run_tuned(kernel, None, on, size_class=1)
-    assert launched == [16, 16, 8, 8]
+    assert launched == [16, 16, 8]
+
+
+def test_threads_tune_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Autotuner that two threads are in has lost its arguments."""
+    from fastib._triton import _tuning
+
+    class Busy(_Kernel):
+        inside = False
+
+        def _launch(self, *args: Any, **meta: Any) -> None:
+            if self.tuned:
+                assert not Busy.inside
+                Busy.inside = True
+                time.sleep(0.01)
+                Busy.inside = False
+            super()._launch(*args, **meta)
+
+    kernel, on = Busy([]), SimpleNamespace(is_cuda=False)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda size: _tuning._run_tuned(kernel, None, on, size_class=size), range(8)))
+    assert len(kernel.launched) == 8
 
 
 def test_resources_are_within_the_budget() -> None:

@@ -2,12 +2,13 @@
 
 A choice fixes the order of their sums, and so may change last bits. It is made once for a device, the dtypes and a
 class of sizes, and Triton keeps it on disk: every run after the first has the same bits. Where the bits must not depend
-on it, or nothing may be timed, it is the first of the list: under torch.use_deterministic_algorithms, and in a CUDA
-graph of what never ran before.
+on it, it is the first of the list: under torch.use_deterministic_algorithms. A CUDA graph has the choice of its warm-up,
+without which it could neither time nor load anything.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -47,23 +48,25 @@ def _size_class(on: Tensor, *sizes: int) -> int:
 
 
 _chosen: dict[tuple[Any, ...], Any] = {}  # the tiles of what has run
+_one_at_a_time = threading.Lock()  # an Autotuner keeps the arguments of a call in itself
 
 
-def _tiles_not_to_be_timed(kernel: Any, key: tuple[Any, ...], on: Tensor) -> Any:
-    """None where they may be."""
+def _known_tiles(kernel: Any, key: tuple[Any, ...], on: Tensor) -> Any:
+    """None where they are to be timed."""
     if torch.are_deterministic_algorithms_enabled():
         return kernel.configs[0]
-    if on.is_cuda and torch.cuda.is_current_stream_capturing():
-        return _chosen.get(key, kernel.configs[0])  # after a warm-up, no other bits, and nothing to compile
-    return None
+    if key not in _chosen and on.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("fastib: a call in a CUDA graph must have run before the capture, on tensors of such sizes")
+    return _chosen.get(key)
 
 
 def _run_tuned(kernel: Any, grid: Callable[..., tuple[int, ...]], on: Tensor, *args: Any, **meta: Any) -> None:
     key = kernel, meta["size_class"], *(arg.dtype for arg in args if isinstance(arg, Tensor))
-    tiles = _tiles_not_to_be_timed(kernel, key, on)
+    tiles = _known_tiles(kernel, key, on)
     if tiles is not None:
         kernel.fn[grid](*args, **meta, **OPTIONS, **tiles.all_kwargs())
-    else:
+        return
+    with _one_at_a_time:
         kernel[grid](*args, **meta, **OPTIONS)
         _chosen[key] = kernel.best_config
 
