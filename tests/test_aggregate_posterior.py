@@ -343,6 +343,20 @@ def test_infinite_inputs(kernels: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [-20000.0, 20000.0])
+def test_weights_far_from_one_shift_the_densities(kernels: str, shift: float) -> None:
+    inputs = [t.requires_grad_() for t in _mixture(6, 6, 3)(torch.float64)]
+    log_weights = _log_weights(6, 6).double()
+    plain = fastib.aggregate_posterior(*inputs, log_weights=log_weights)
+    shifted = fastib.aggregate_posterior(*inputs, log_weights=log_weights + shift)
+    for near, far in zip(plain, shifted, strict=True):
+        torch.testing.assert_close(far - shift, near, rtol=0, atol=1e-9)
+        upstream = torch.randn_like(near)
+        gradients = (torch.autograd.grad(result, inputs, upstream, retain_graph=True) for result in (near, far))
+        for expected, found in zip(*gradients, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_nothing_weighs_anything(kernels: str) -> None:
     """A row whose weights are all 0 has density 0, and no gradient."""
     inputs = [t.requires_grad_() for t in _mixture(3, 5, 2)(torch.float32)]

@@ -203,6 +203,21 @@ def test_gradients_of_a_broadcast_prior(
         torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol, equal_nan=True)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_of_a_broadcast_prior_of_any_strides(kernels: str, channels_last: bool) -> None:
+    """Each element is in its place."""
+    if channels_last:
+        shape, priors = (8, 4, 5, 3), [torch.randn(1, 4, 5, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    else:
+        shape, priors = (8, 4, 3), [torch.randn(3, 4).t() for _ in range(2)]
+    inputs = [t.double().requires_grad_() for t in (torch.randn(shape), torch.randn(shape), *priors)]
+    grads, expected = (
+        torch.autograd.grad(module.gaussian_kl(*inputs, reduction="sum"), inputs) for module in (fastib, reference)
+    )
+    for a, b in zip(grads, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("mean_shape, var_shape", [((5,), ()), ((6, 1), (5,)), ((6, 5), (6, 1))])
 def test_a_broadcast_prior_compiles(mean_shape: torch.Size, var_shape: torch.Size) -> None:
     torch.use_deterministic_algorithms(False)

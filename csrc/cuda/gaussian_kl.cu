@@ -127,7 +127,7 @@ void sum_over_columns(const GaussianKlBackward<T>& act, int64_t columns, const T
                                         std::pair{&d_prior_logvar, act.d_prior_logvar.data != nullptr}}) {
     if (!is_written)
       FASTIB_RUN(device, finish_columns<T>, divide_up(out->numel(), kThreads), kThreads, sums, groups, columns,
-                 static_cast<T*>(out->data_ptr()), out->numel(), 1.0);
+                 Operand(*out), out->numel(), 1.0);
     sums += groups * columns;
   }
 }

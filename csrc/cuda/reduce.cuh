@@ -132,13 +132,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 // out[column] is the sum of those of `columns` that are a multiple of `count` beyond it.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    finish_columns(const double* partials, int64_t groups, int64_t columns, T* out, int64_t count, double scale) {
+    finish_columns(const double* partials, int64_t groups, int64_t columns, Operand out, int64_t count, double scale) {
   const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= count) return;
   double total = 0;
   for (int64_t column = at; column < columns; column += count)
     for (int64_t group = 0; group < groups; ++group) total += partials[group * columns + column];
-  out[at] = T(Compute<T>(total * scale));
+  reinterpret_cast<T*>(out.data)[out.offset(at)] = T(Compute<T>(total * scale));
 }
 
 inline double* doubles(const Tensor& t) { return static_cast<double*>(t.data_ptr()); }
@@ -205,7 +205,7 @@ Tensor reduce(const Loss& loss, const Tensor& elements, int64_t reduction, doubl
       FASTIB_RUN(device, (sum_columns<1, S, Loss>), parts.groups() * parts.blocks_of_columns(), kThreads, loss, parts,
                  unsigned(parts.blocks_of_columns()), doubles(partials));
       FASTIB_RUN(device, finish_columns<S>, divide_up(parts.columns, kThreads), kThreads, doubles(partials),
-                 parts.groups(), parts.columns, static_cast<S*>(out.data_ptr()), parts.columns, scale);
+                 parts.groups(), parts.columns, Operand(out), parts.columns, scale);
     }
   }
   return out;

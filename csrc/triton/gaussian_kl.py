@@ -209,14 +209,15 @@ def gaussian_kl_backward(
     likes = mu, logvar, prior_mu, prior_logvar
     outputs = [None if t is None else wanted_like(t, wanted >> i & 1) for i, t in enumerate(likes)]
     of_elements = [out is not None and out.numel() == mu.numel() for out in outputs]
-    targets = [target(out) if each else None for out, each in zip(outputs, of_elements, strict=True)]
+    targets = [target(out) for out in outputs]
     grad, width, kind = gradient_arguments(grad, mu, reduction)
     inputs = grad, width, bits(scale), *_inputs(mu, logvar, prior_mu, prior_logvar, floor)
     if any(of_elements):
-        launch_elements(backward, mu, *inputs, *targets, REDUCTION=kind)
-    for i, out in enumerate(outputs):
-        if out is not None and not of_elements[i] and out.numel() > 0:
-            count = out.numel()  # it is broadcast over leading dimensions alone: the others are the caller's
+        own = [to if each else None for to, each in zip(targets, of_elements, strict=True)]
+        launch_elements(backward, mu, *inputs, *own, REDUCTION=kind)
+    for i, to in enumerate(targets):
+        if to is not None and not of_elements[i] and to.numel() > 0:
+            count = to.numel()  # it is broadcast over leading dimensions alone: the others are the caller's
             sums = Sums(count, mu.numel() // count, 1, count)
-            reduce(backward_sums, sums, out, 1.0, *inputs, REDUCTION=kind, OF_MEAN=i == 2)
+            reduce(backward_sums, sums, to, 1.0, *inputs, REDUCTION=kind, OF_MEAN=i == 2)
     return tuple(mu.new_empty(0) if out is None else deliver(out, to) for out, to in zip(outputs, targets, strict=True))
