@@ -16,6 +16,7 @@ from typing import Any
 from setuptools import find_packages, setup
 
 OLDEST_TORCH = "0x020b000000000000"  # 2.11: the stable ABI that the kernels are compiled against
+OLDEST_NVCC = 12, 1  # of which a kernel's parameters may exceed 4 KiB
 MACROS = [("TORCH_TARGET_VERSION", OLDEST_TORCH), ("TORCH_STABLE_ONLY", None)]
 NVCC = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-fmad=false", "--threads=2", "-DUSE_CUDA"]
 
@@ -82,13 +83,15 @@ def find_nvcc() -> tuple[str, str, str] | None:
 
 
 def architectures(nvcc: str) -> str:
-    """Those of PyTorch's own binaries, as far as this nvcc knows them."""
+    """Those of PyTorch's own binaries that this nvcc knows, from sm_70 on: an older one takes no more than 4 KiB of a
+    kernel's parameters. Nothing where there are none.
+    """
     import torch
 
     ours = (torch._C._cuda_getArchFlags() or "").split()
     known = set(re.findall(r"compute_(\d+)", output_of(nvcc, "--list-gpu-arch")))
-    numbers = [name[3:] for name in ours if name.startswith("sm_") and name[3:] in known]
-    return ";".join(f"{number[:-1]}.{number[-1]}" for number in numbers) + "+PTX"
+    numbers = [n for name in ours if (n := name.removeprefix("sm_")) in known and int(n) >= 70]
+    return ";".join(f"{number[:-1]}.{number[-1]}" for number in numbers) + "+PTX" if numbers else ""
 
 
 def cuda_extension() -> tuple[Any, str]:
@@ -107,18 +110,22 @@ def cuda_extension() -> tuple[Any, str]:
         reason = f"no nvcc is found (PyTorch {torch.__version__} wants one of CUDA {cuda})"
     elif found[2].split(".")[0] != cuda.split(".")[0]:
         reason = f"{found[0]} is of CUDA {found[2]}, and PyTorch {torch.__version__} of {cuda}"
+    elif tuple(map(int, found[2].split("."))) < OLDEST_NVCC:
+        reason = f"{found[0]} is of CUDA {found[2]}, and the kernels want {'.'.join(map(str, OLDEST_NVCC))}"
+    elif not (targets := os.environ.get("TORCH_CUDA_ARCH_LIST") or architectures(found[0])):
+        reason = f"{found[0]} knows no architecture of this PyTorch from sm_70 on: set TORCH_CUDA_ARCH_LIST"
     else:
-        return build_with(*found), f"nvcc {found[2]} for {os.environ['TORCH_CUDA_ARCH_LIST']}"
+        os.environ["TORCH_CUDA_ARCH_LIST"] = targets
+        return build_with(found[1]), f"nvcc {found[2]} for {targets}"
     if wanted == "1":
         raise SystemExit(f"FASTIB_CUDA=1: {reason}")
     return None, reason
 
 
-def build_with(nvcc: str, folder: str, version: str) -> Any:
+def build_with(folder: str) -> Any:
     from torch.utils import cpp_extension
 
     os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = folder
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures(nvcc))
     flags = {"cxx": ["-O3", "-fvisibility=hidden"], "nvcc": NVCC}
     return extension(cpp_extension.CUDAExtension, "fastib._C_cuda", sources("cuda"), flags)
 
