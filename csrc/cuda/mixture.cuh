@@ -34,8 +34,8 @@ struct Chunks {
   int64_t padded() const { return int64_t(count) * width; }
 };
 
-// Sums over `count` terms are cut into parts of so many, so that few sums keep a GPU busy, and the partial sums stay
-// small beside the input. It depends on nothing else: a row has the same bits whichever others are with it.
+// Sums over `count` terms are cut into parts, so that few sums keep a GPU busy; the partial sums take up to sixteen
+// times what the results take. It depends on nothing else: a row has the same bits whichever others are with it.
 struct Parts {
   int64_t size, count;
 
