@@ -112,7 +112,8 @@ def test_other_devices_are_served_by_the_reference() -> None:
     meta = torch.zeros(4, 3, device="meta")
     z, kl = fastib.reparameterize_with_kl(meta, meta)
     assert z.shape == (4, 3) and kl.shape == () and z.device.type == "meta"
-    assert fastib.backends()["cuda"].name == "reference"
+    served = {"reference"} if torch.version.cuda is None else {"cuda", "triton"}  # Triton comes with such a PyTorch
+    assert fastib.backends()["cuda"].name in served
 
 
 def test_operators_are_not_for_calling_with_gradients() -> None:
