@@ -55,7 +55,7 @@ class Variant(NamedTuple):
 
 
 def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Variant:
-    options = tuple((name, meta.pop(name)) for name in ("num_warps", "maxnreg", *_launch.OPTIONS) if name in meta)
+    options = tuple((name, meta.pop(name)) for name in ("num_warps", *_launch.OPTIONS) if name in meta)
     given = dict(zip(kernel.arg_names, args, strict=False)) | meta
     signature, constants, multiples = [], [], []
     for i, parameter in enumerate(kernel.params):

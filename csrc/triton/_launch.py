@@ -17,8 +17,9 @@ interpreted = bool(INTERPRETED.value)
 _GPU_BLOCK = 512  # four elements of each thread: one counter of the noise
 _GPU_TILE = 256  # with more, a number or two of a sum's loop spill on some architecture
 _INTERPRETED_BLOCK = 2**17  # the interpreter's time goes by operations, not by elements
-# Of every launch. Nothing is contracted behind the formulas' back, as where they are interpreted.
-OPTIONS = {"enable_fp_fusion": False}
+# Of every launch. Nothing is contracted behind the formulas' back, as where they are interpreted. And a thread may have
+# all registers: else NVIDIA's assembler spills one or two for an occupancy of its own choice.
+OPTIONS = {"enable_fp_fusion": False} | ({} if torch.version.hip else {"maxnreg": 255})
 
 
 def power_of_two(count: int, most: int, least: int = 1) -> int:

@@ -20,17 +20,12 @@ from torch import Tensor
 from ._launch import OPTIONS, interpreted, launch, on_device_of, power_of_two
 
 _MOST_PROGRAMS = 65535  # along a grid's second axis
-# All that a thread can have: else NVIDIA's assembler spills one or two for an occupancy of its own choice.
-_REGISTERS = None if torch.version.hip else 255
 _MOST_OUTER, _MOST_LANES = 512, 2048  # of a tile under the interpreter
 
 
 def tuned(*tiles: tuple[int, int, int]) -> Callable[[Any], Any]:
     """A kernel on tiles of OUTER x LANES pairs by so many warps: a short list to choose from, the safest first."""
-    configs = [
-        triton.Config({"OUTER": outer, "LANES": lanes}, num_warps=warps, maxnreg=_REGISTERS)
-        for outer, lanes, warps in tiles
-    ]
+    configs = [triton.Config({"OUTER": outer, "LANES": lanes}, num_warps=warps) for outer, lanes, warps in tiles]
 
     def decorate(function: Any) -> Any:
         kernel = triton.jit(function)
