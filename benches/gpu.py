@@ -30,7 +30,7 @@ SECONDS = 540  # of all
 MARGIN = 15  # of them for starting, ending and writing
 BACKENDS = "cuda", "triton"
 CORES = os.cpu_count() or 1
-# Of many processes at once: a thread each, and what Triton times among them is kept from who comes later.
+# Of many processes at once: a thread each, and what Triton keeps is kept apart from what users have.
 MANY = {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(ROOT / "build" / "triton-checks")}
 
 Line = dict[str, Any]
@@ -196,6 +196,8 @@ def graphs(setting: Setting, seconds: float) -> Outcome:
 
 # What each tool of compute-sanitizer says at its end where it found nothing.
 SANITIZERS = {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": "RACECHECK SUMMARY: 0 hazards displayed"}
+# What PyTorch asks the driver in vain is none of our errors.
+OF_MEMCHECK = ["--report-api-errors", "no"]
 
 
 def find_sanitizer() -> str | None:
@@ -214,11 +216,11 @@ def sanitizer(setting: Setting, seconds: float) -> Outcome:
     command = find_sanitizer()
     if command is None:
         return Outcome(False, "compute-sanitizer is neither beside nvcc nor on the PATH: nothing was checked")
-    # What PyTorch asks the driver in vain is none of our errors; and each tensor is an allocation of its own, so that
-    # memory beyond its end is nobody's.
-    options = ["--print-limit", "5", "--error-exitcode", "9", "--report-api-errors", "no"]
+    options = {tool: ["--print-limit", "5", "--error-exitcode", "9"] for tool in SANITIZERS}
+    options["memcheck"] += OF_MEMCHECK
+    # Each tensor is an allocation of its own, so that memory beyond its end is nobody's.
     jobs = [
-        Job(tool, [command, "--tool", tool, *options, *job.command], job.env)
+        Job(tool, [command, "--tool", tool, *options[tool], *job.command], job.env)
         for tool in SANITIZERS
         for job in sliced("calls", "cuda", 3, PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # a process for each dtype
     ]
@@ -235,8 +237,8 @@ def sanitizer(setting: Setting, seconds: float) -> Outcome:
 def benches(setting: Setting, seconds: float) -> Outcome:
     """One backend after the other: nothing else runs. The rows are written whatever became of the rest."""
     end = time.monotonic() + seconds
-    # Triton keeps the tiles that it chose: those of the tests, where much ran at once, are none of ours.
-    env = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton"), "OMP_NUM_THREADS": str(CORES)}
+    forget_tiles()
+    env = {"OMP_NUM_THREADS": str(CORES)}
     compiling = {**env, "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     # Into torch.compile's cache, which saves each backend its own; what fails here fails below, and is said there.
     run(sliced("compile", "cuda", CORES, **compiling), seconds / 4)
@@ -251,6 +253,12 @@ def benches(setting: Setting, seconds: float) -> Outcome:
         said += [outcome.said, *cut]
         passed = passed and outcome.passed
     return Outcome(passed, "\n".join([*said, written(results, setting)]))
+
+
+def forget_tiles() -> None:
+    """What Triton compiled for the tests stays. The tiles that it chose there, where much ran at once, are not kept."""
+    for chosen in Path(MANY["TRITON_CACHE_DIR"]).rglob("*.autotune.json"):
+        chosen.unlink()
 
 
 def written(results: dict[str, list[Line]], setting: Setting) -> str:

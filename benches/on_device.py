@@ -115,7 +115,24 @@ def agreement(device: str, which: slice = slice(None)) -> Iterator[Line]:
         if module is not None:
             module.poison_results(True)
     for label, name, arguments in list(_table(DTYPES))[which]:
-        yield _tried(label, partial(_assert_agreement, device, name, arguments))
+        for tiles in _choices_of_tiles(name):
+            yield _tried(f"{label}{tiles}", partial(_assert_agreement, device, name, arguments))
+
+
+def _choices_of_tiles(name: str) -> Iterator[str]:
+    """Where Triton's kernels on pairs have tiles to choose from, each in its turn is the first, which they take."""
+    kernels = _tuned_kernels() if name.startswith(("aggregate", "elbo")) else []
+    for number in range(max((len(kernel.configs) for kernel in kernels), default=1)):
+        yield f", tiles {number}" if kernels else ""
+        for kernel in kernels:
+            kernel.configs = [*kernel.configs[1:], kernel.configs[0]]
+
+
+def _tuned_kernels() -> list[Any]:
+    modules = [
+        module for name, module in sys.modules.items() if name in ("fastib._triton._joint", "fastib._triton._marginals")
+    ]
+    return [value for module in modules for value in vars(module).values() if hasattr(value, "configs")]
 
 
 def calls(device: str, which: slice = slice(None)) -> Iterator[Line]:

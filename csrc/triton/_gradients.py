@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _joint, _marginals
 from ._elements import store
-from ._launch import deliver, launch, power_of_two, target
+from ._launch import block_of_rows, compiled_once, deliver, launch, target
 from ._math import divide
 from ._mixture import LN2, Mixture, Saved, exponent, own_deviation, own_squares, own_weights, weighed_or_nothing
 from ._tuning import launch_pairs
@@ -85,9 +85,10 @@ def _own_gradient(
     return gradient, tl.where(gradient == 0.0, 0.0, v)
 
 
-@triton.jit
+@compiled_once
 def _rows(
-    z, mu, precision, c, joint, rows, components, row_offset, own, log2_own,
+    z, mu, precision, c, joint, rows, components, row_offset,
+    own: tl.int64, log2_own: tl.int64,
     joint_offsets, joint_sums, sums, offsets, by_joint, by_information, by_marginals, stride, by_prior,
     others_joint, others_marginal, d_z, dims, HAS_OWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -121,9 +122,10 @@ def _rows(
         d += 1
 
 
-@triton.jit
+@compiled_once
 def _columns(
-    z, mu, precision, c, joint, rows, components, row_offset, own, log2_own,
+    z, mu, precision, c, joint, rows, components, row_offset,
+    own: tl.int64, log2_own: tl.int64,
     joint_offsets, joint_sums, sums, offsets, by_joint, by_information, by_marginals, stride,
     joint_mean, joint_logvar, marginal_mean, marginal_logvar, d_mu, d_logvar, dims,
     HAS_OWN: tl.constexpr, BLOCK: tl.constexpr,
@@ -192,7 +194,7 @@ def gradients(
     joint = nothing if of_joint is None else _others_of_joint(m, saved, of_joint)
     outputs = torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar)
     targets = [target(out) for out in outputs]
-    block = power_of_two(max(m.rows, m.components), _BLOCK)
+    block = block_of_rows(max(m.rows, m.components), _BLOCK)
     common = m.z, m.mu, m.precision, m.c, m.joint, m.rows, m.components, m.row_offset, m.own, m.log2_own, *saved
     own = *common, by.joint, by.information, by.marginals, stride
     meta = {"HAS_OWN": m.log_weights is None, "BLOCK": block}

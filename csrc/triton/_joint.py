@@ -64,8 +64,9 @@ def _merge(most, total, other_most, other_total):
 
 @tuned((8, 64, 4), (4, 64, 4), (16, 64, 4))
 def forward(
-    z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
-    log_base, log_normaliser, offsets, sums, logs, information, dims, size_class,
+    z, mu, precision, joint, log_weights, largest, rows, components, row_offset,
+    own: tl.int64, log2_own: tl.int64, log2_other: tl.int64,
+    log_base: tl.int64, log_normaliser: tl.int64, offsets, sums, logs, information, dims, size_class,
     OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """`logs` are of q(z); `information` is log q(z|x) - log q(z) without their common part, to keep its digits."""
@@ -119,7 +120,8 @@ def _at(part, k, DIMS: tl.constexpr):
 
 @tuned((16, 32, 4), (8, 32, 2), (32, 16, 4))
 def backward_rows(
-    z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
+    z, mu, precision, joint, log_weights, largest, rows, components, row_offset,
+    own: tl.int64, log2_own: tl.int64, log2_other: tl.int64,
     offsets, sums, gradients, out, dims, size_class, DIMS: tl.constexpr, OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """As in _marginals.py."""
@@ -160,7 +162,8 @@ def backward_rows(
 
 @tuned((16, 16, 4), (8, 32, 2), (16, 16, 2))
 def backward_columns(
-    z, mu, precision, joint, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
+    z, mu, precision, joint, log_weights, largest, rows, components, row_offset,
+    own: tl.int64, log2_own: tl.int64, log2_other: tl.int64,
     offsets, sums, gradients, by_mean, by_logvar, dims, size_class,
     DIMS: tl.constexpr, OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,17 @@ _INTERPRETED_BLOCK = 2**17  # the interpreter's time goes by operations, not by 
 # all registers: else NVIDIA's assembler spills one or two for an occupancy of its own choice.
 OPTIONS = {"enable_fp_fusion": False} | ({} if torch.version.hip else {"maxnreg": 255})
 
+# Arguments of any value, for which nothing is compiled anew. Else Triton does for an integer that is 1, or a multiple
+# of 16, or not. Aligned rows would be worth little to a tile of pairs; those of elements are, for wide accesses.
+_OF_MIXTURES = "rows", "components", "dims", "row_offset", "stride", "gradient_stride", "size_class"
+_BITS = "own", "log2_own", "log2_other", "log_base", "log_normaliser", "floor", "scale", "grad_scale"
+
+
+def compiled_once(function: Any) -> Any:
+    """A kernel, as triton.jit's, but for those arguments."""
+    names = [name for name in inspect.signature(function).parameters if name in _OF_MIXTURES + _BITS]
+    return triton.jit(function, do_not_specialize=names)
+
 
 def power_of_two(count: int, most: int, least: int = 1) -> int:
     """The smallest power of two that `count` fits in, between `least` and `most`."""
@@ -30,6 +42,11 @@ def power_of_two(count: int, most: int, least: int = 1) -> int:
 def block_size(count: int) -> int:
     """Elements of one program: whole groups of four, which share a counter of the noise."""
     return power_of_two(count, _INTERPRETED_BLOCK, 4) if interpreted else _GPU_BLOCK
+
+
+def block_of_rows(count: int, most: int) -> int:
+    """Rows of one program, where a kernel is for rows: on a GPU, the same for any `count`."""
+    return power_of_two(count, most) if interpreted else most
 
 
 def tile_size() -> int:

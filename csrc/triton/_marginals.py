@@ -125,8 +125,9 @@ def _largest_of_others(
 
 @tuned((16, 32, 4), (32, 16, 4), (8, 64, 4))
 def forward(
-    z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
-    log_base, sums, offsets, logs, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
+    z, mu, precision, c, log_weights, largest, rows, components, row_offset,
+    own: tl.int64, log2_own: tl.int64, log2_other: tl.int64,
+    log_base: tl.int64, sums, offsets, logs, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     d = tl.minimum(which_of_others(), dims - 1)
     z, mu, precision, c = z + d * rows, mu + d * components, precision + d * components, c + d * components
@@ -183,7 +184,8 @@ def quotient(gradient, total):
 
 @tuned((16, 32, 4), (32, 32, 4), (8, 64, 4))
 def backward_rows(
-    z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
+    z, mu, precision, c, log_weights, largest, rows, components, row_offset,
+    own: tl.int64, log2_own: tl.int64, log2_other: tl.int64,
     sums, offsets, gradients, gradient_stride, out, dims, size_class, OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Of rows, the sums of g v sqrt(log2(e) / 2) e^(-logvar / 2) over all components but their own, [D, S]."""
@@ -219,7 +221,8 @@ def backward_rows(
 
 @tuned((32, 16, 4), (32, 32, 4), (8, 64, 4))
 def backward_columns(
-    z, mu, precision, c, log_weights, largest, rows, components, row_offset, own, log2_own, log2_other,
+    z, mu, precision, c, log_weights, largest, rows, components, row_offset,
+    own: tl.int64, log2_own: tl.int64, log2_other: tl.int64,
     sums, offsets, gradients, gradient_stride, by_mean, by_logvar, dims, size_class,
     OUTER: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip

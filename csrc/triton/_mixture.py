@@ -18,7 +18,7 @@ from torch import Tensor
 from fastib._arguments import accumulate_dtype
 
 from ._elements import block_of, double_of, load
-from ._launch import bits, launch, power_of_two
+from ._launch import bits, block_of_rows, compiled_once, launch
 from ._math import exponential
 
 LN2 = tl.constexpr(math.log(2))
@@ -31,11 +31,13 @@ LOWEST_64 = tl.constexpr(-1.7976931348623157e308)
 _MOST_PRECISE_32 = tl.constexpr(2.0**110)
 _MOST_PRECISE_64 = tl.constexpr(2.0**1000)
 
+_BLOCK = 256  # components of one program
+
 # Below this ratio of the two weights, sums of float32 would overflow, or lose the smaller one.
 _SMALLEST_RATIO = 2.0**-60
 
 
-@triton.jit
+@compiled_once
 def _pack(logvar, precision, c, joint, components, dims, BLOCK: tl.constexpr):
     """Of components [N', D]: sqrt(log2(e) / 2) e^(-logvar / 2) and c, both [D, N'], and the sums of c, [N']."""
     j, inside = block_of(components, BLOCK)
@@ -158,7 +160,7 @@ def pack(
     dtype, (components, dims) = accumulate_dtype(z.dtype), mu.shape
     precision, c = (torch.empty((dims, components), dtype=dtype, device=z.device) for _ in range(2))
     joint = torch.empty(components, dtype=dtype, device=z.device)
-    block = power_of_two(components, 256)
+    block = block_of_rows(components, _BLOCK)
     grid = (triton.cdiv(components, block),)
     launch(_pack, grid, z, logvar.contiguous(), precision, c, joint, components, dims, BLOCK=block)
     largest = None

@@ -16,7 +16,17 @@ from torch import Tensor
 from fastib._arguments import Reduction, accumulate_dtype
 
 from ._elements import double_of, load, store
-from ._launch import bits, block_size, dense, launch, launch_elements, power_of_two, tile_size
+from ._launch import (
+    bits,
+    block_of_rows,
+    block_size,
+    compiled_once,
+    dense,
+    launch,
+    launch_elements,
+    power_of_two,
+    tile_size,
+)
 
 
 class Sums(NamedTuple):
@@ -72,9 +82,18 @@ def store_sums(out, total, outputs, scale, OUTPUTS: tl.constexpr):
     store(to, tl.sum(total, axis=1) * double_of(scale), o < outputs)
 
 
-@triton.jit
+@compiled_once
 def sum_values(
-    values, out, outputs, terms, output_stride, term_stride, chunk, scale, OUTPUTS: tl.constexpr, TERMS: tl.constexpr
+    values,
+    out,
+    outputs,
+    terms,
+    output_stride,
+    term_stride,
+    chunk,
+    scale: tl.int64,
+    OUTPUTS: tl.constexpr,
+    TERMS: tl.constexpr,
 ):
     begin, end = chunk_of(terms, chunk)
     total = tl.zeros([OUTPUTS, TERMS], tl.float64)
@@ -90,9 +109,9 @@ def reduce(kernel: Any, sums: Sums, out: Tensor, scale: float, *inputs: Any, **m
     tile = tile_size()
     if sums.term_stride == 1:
         terms = power_of_two(sums.terms, tile)
-        outputs = power_of_two(sums.outputs, tile // terms)
+        outputs = block_of_rows(sums.outputs, tile // terms)
     else:
-        outputs = power_of_two(sums.outputs, min(tile, _MOST_OUTPUTS))
+        outputs = block_of_rows(sums.outputs, min(tile, _MOST_OUTPUTS))
         terms = power_of_two(sums.terms, tile // outputs)
     tiles = triton.cdiv(sums.outputs, outputs)
     chunks = min(triton.cdiv(sums.terms, terms * _STEPS), triton.cdiv(_CHUNKS, max(tiles, 1)))

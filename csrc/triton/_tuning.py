@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import OPTIONS, interpreted, launch, on_device_of, power_of_two
+from ._launch import OPTIONS, compiled_once, interpreted, launch, on_device_of, power_of_two
 
 _MOST_PROGRAMS = 65535  # along a grid's second axis
 _MOST_OUTER, _MOST_LANES = 512, 2048  # of a tile under the interpreter
@@ -28,7 +28,7 @@ def tuned(*tiles: tuple[int, int, int]) -> Callable[[Any], Any]:
     configs = [triton.Config({"OUTER": outer, "LANES": lanes}, num_warps=warps) for outer, lanes, warps in tiles]
 
     def decorate(function: Any) -> Any:
-        kernel = triton.jit(function)
+        kernel = compiled_once(function)
         return kernel if interpreted else triton.autotune(configs, key=["size_class"], cache_results=True)(kernel)
 
     return decorate

@@ -11,7 +11,7 @@ from fastib._arguments import Reduction, accumulate_dtype
 
 from ._elements import double_of
 from ._gradients import RowGradients, gradients
-from ._launch import bits, launch, power_of_two
+from ._launch import bits, block_of_rows, compiled_once, launch
 from ._math import logarithm
 from ._mixture import LN2, LOG_2_PI, pack, saved_of
 from ._reduce import Sums, reduce, sum_values
@@ -20,8 +20,8 @@ from .aggregate_posterior import joint, marginals
 _BLOCK = 128
 
 
-@triton.jit
-def _terms(z, offsets, sums, log_qz, information, log_base, mi, tc, kl, rows, dims, BLOCK: tl.constexpr):
+@compiled_once
+def _terms(z, offsets, sums, log_qz, information, log_base: tl.int64, mi, tc, kl, rows, dims, BLOCK: tl.constexpr):
     """Of rows, the three terms."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < rows
@@ -50,10 +50,10 @@ def _row_gradient(grad, i, inside, scale, EACH: tl.constexpr):
         return tl.zeros_like(i).to(tl.float64) + tl.load(grad).to(tl.float64) * double_of(scale)
 
 
-@triton.jit
+@compiled_once
 def _row_gradients(
-    grad_mi, grad_tc, grad_kl, scale, by_joint, by_information, by_marginals, by_prior, rows, EACH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    grad_mi, grad_tc, grad_kl, scale: tl.int64, by_joint, by_information, by_marginals, by_prior, rows,
+    EACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """By log q(z), by log q(z|x) - log q(z), by each log q(z_d), and by -log p(z)."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -85,7 +85,7 @@ def elbo_decomposition(
     joint(m, saved, log_qz, information)
     marginals(m, saved, None)
     terms = [torch.empty(m.rows, dtype=torch.float64, device=z.device) for _ in range(3)]
-    block = power_of_two(m.rows, _BLOCK)
+    block = block_of_rows(m.rows, _BLOCK)
     inputs = m.z, saved.offsets, saved.sums, log_qz, information, bits(m.log_base)
     launch(_terms, (triton.cdiv(m.rows, block),), z, *inputs, *terms, m.rows, m.dims, BLOCK=block)
     each = reduction == Reduction.NONE
@@ -111,7 +111,7 @@ def elbo_decomposition_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     m = pack(z, mu, logvar, None, w_self, w_other, row_offset)
     by = RowGradients(*(torch.empty(m.rows, dtype=m.z.dtype, device=z.device) for _ in range(4)))
-    block = power_of_two(m.rows, _BLOCK)
+    block = block_of_rows(m.rows, _BLOCK)
     grads = [None if grad is None else grad.contiguous() for grad in (grad_mi, grad_tc, grad_kl)]
     each = reduction == Reduction.NONE
     grid = (triton.cdiv(m.rows, block),)

@@ -15,7 +15,7 @@ from fastib._arguments import Reduction
 
 from ._elements import block_of, double_of, load, store
 from ._kl import kl_between, kl_standard
-from ._launch import bits, deliver, dense, launch_elements, target, wanted_like
+from ._launch import bits, compiled_once, deliver, dense, launch_elements, target, wanted_like
 from ._math import exponentials
 from ._reduce import (
     Sums,
@@ -71,7 +71,7 @@ def _passed(g, kl, floor):
         return tl.where(kl >= double_of(floor).to(kl.dtype), g, 0.0)
 
 
-@triton.jit
+@compiled_once
 def forward(
     mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period, floor, out, count,
     BLOCK: tl.constexpr,
@@ -81,10 +81,11 @@ def forward(
     store(out + i, _floored(kl, floor), inside)
 
 
-@triton.jit
+@compiled_once
 def forward_sums(
     mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period, floor,
-    out, outputs, terms, output_stride, term_stride, chunk, scale, OUTPUTS: tl.constexpr, TERMS: tl.constexpr,
+    out, outputs, terms, output_stride, term_stride, chunk, scale: tl.int64,
+    OUTPUTS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     begin, end = chunk_of(terms, chunk)
     total = tl.zeros([OUTPUTS, TERMS], tl.float64)
@@ -98,10 +99,11 @@ def forward_sums(
     store_sums(out, total, outputs, scale, OUTPUTS)
 
 
-@triton.jit
+@compiled_once
 def backward(
-    grad, width, grad_scale, mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period,
-    floor, d_mu, d_logvar, d_prior_mu, d_prior_logvar, count, REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
+    grad, width, grad_scale: tl.int64,
+    mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period, floor,
+    d_mu, d_logvar, d_prior_mu, d_prior_logvar, count, REDUCTION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, inside = block_of(count, BLOCK)
     g = gradient_of(grad, i, inside, width, grad_scale, REDUCTION)
@@ -119,10 +121,11 @@ def backward(
         store(d_prior_logvar + i, g * by_prior_logvar, inside)
 
 
-@triton.jit
+@compiled_once
 def backward_sums(
-    grad, width, grad_scale, mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period,
-    floor, out, outputs, terms, output_stride, term_stride, chunk, scale, REDUCTION: tl.constexpr,
+    grad, width, grad_scale: tl.int64,
+    mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period, floor,
+    out, outputs, terms, output_stride, term_stride, chunk, scale: tl.int64, REDUCTION: tl.constexpr,
     OF_MEAN: tl.constexpr, OUTPUTS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     begin, end = chunk_of(terms, chunk)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastib._arguments import Reduction, accumulate_dtype
 
 from ._elements import block_of, load, noise_of, store
-from ._launch import bits, block_size, deliver, dense, launch_elements, target, wanted_like
+from ._launch import bits, block_size, compiled_once, deliver, dense, launch_elements, target, wanted_like
 from ._math import exponential, logarithm
 from ._reduce import (
     Sums,
@@ -77,7 +77,7 @@ def _kl(
         return -log_std
 
 
-@triton.jit
+@compiled_once
 def forward(
     x, log_std, prior_mean, prior_log_std, noise, rng, z, kl, kl_sums, count, LOG_NORMAL: tl.constexpr,
     MASK: tl.constexpr, MEAN_ONE: tl.constexpr, BLOCK: tl.constexpr,
@@ -94,9 +94,9 @@ def forward(
         tl.store(kl_sums + tl.program_id(0), tl.sum(tl.where(inside, loss, 0.0).to(tl.float64)))
 
 
-@triton.jit
+@compiled_once
 def kl_of_samples(
-    x, log_std, prior_mean, prior_log_std, out, outputs, terms, output_stride, term_stride, chunk, scale,
+    x, log_std, prior_mean, prior_log_std, out, outputs, terms, output_stride, term_stride, chunk, scale: tl.int64,
     LOG_NORMAL: tl.constexpr, MASK: tl.constexpr, MEAN_ONE: tl.constexpr, OUTPUTS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     begin, end = chunk_of(terms, chunk)
@@ -110,9 +110,10 @@ def kl_of_samples(
     store_sums(out, total, outputs, scale, OUTPUTS)
 
 
-@triton.jit
+@compiled_once
 def backward(
-    grad_z, grad_kl, width, scale, x, log_std, prior_mean, prior_log_std, noise, rng, d_x, d_log_std, d_prior, count,
+    grad_z, grad_kl, width, scale: tl.int64,
+    x, log_std, prior_mean, prior_log_std, noise, rng, d_x, d_log_std, d_prior, count,
     REDUCTION: tl.constexpr, LOG_NORMAL: tl.constexpr, MASK: tl.constexpr, MEAN_ONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, inside = block_of(count, BLOCK)

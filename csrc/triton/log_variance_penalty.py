@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastib._arguments import Reduction
 
 from ._elements import block_of, load, store
-from ._launch import deliver, dense, launch_elements, target
+from ._launch import compiled_once, deliver, dense, launch_elements, target
 from ._reduce import reduce, reduced_like, sum_values, sums_of
 
 
-@triton.jit
+@compiled_once
 def forward(logvar, penalty, count, BLOCK: tl.constexpr):
     i, inside = block_of(count, BLOCK)
     store(penalty + i, load(logvar + i, inside) * -0.5, inside)

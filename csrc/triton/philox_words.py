@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._elements import block_of, philox
-from ._launch import launch_elements
+from ._launch import compiled_once, launch_elements
 
 
-@triton.jit
+@compiled_once
 def forward(rng, start, words, count, BLOCK: tl.constexpr):
     i, inside = block_of(count, BLOCK)
     w0, w1, w2, w3 = philox(i + start, rng)

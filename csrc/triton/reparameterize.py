@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._elements import block_of, load, noise_of, store
-from ._launch import deliver, dense, launch_elements, target
+from ._launch import compiled_once, deliver, dense, launch_elements, target
 from ._math import exponential
 
 
-@triton.jit
+@compiled_once
 def forward(mu, logvar, noise, rng, z, count, BLOCK: tl.constexpr):
     i, inside = block_of(count, BLOCK)
     m = load(mu + i, inside)
@@ -20,7 +19,7 @@ def forward(mu, logvar, noise, rng, z, count, BLOCK: tl.constexpr):
     store(z + i, std * noise_of(noise, rng, i, inside, m.dtype, BLOCK) + m, inside)
 
 
-@triton.jit
+@compiled_once
 def backward(grad_z, logvar, noise, rng, d_logvar, count, BLOCK: tl.constexpr):
     i, inside = block_of(count, BLOCK)
     g = load(grad_z + i, inside)

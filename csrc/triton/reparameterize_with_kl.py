@@ -6,7 +6,6 @@ Both are made of e^(logvar / 2): see csrc/common/gaussian.h.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from fastib._arguments import Reduction
 
 from ._elements import block_of, load, noise_of, store
 from ._kl import kl_standard
-from ._launch import bits, deliver, dense, launch_elements, target, wanted_like
+from ._launch import bits, compiled_once, deliver, dense, launch_elements, target, wanted_like
 from ._math import exponentials
 from ._reduce import (
     chunk_of,
@@ -30,7 +29,7 @@ from ._reduce import (
 )
 
 
-@triton.jit
+@compiled_once
 def forward(mu, logvar, noise, rng, z, kl, kl_sums, count, BLOCK: tl.constexpr):
     i, inside = block_of(count, BLOCK)
     m = load(mu + i, inside)
@@ -44,9 +43,9 @@ def forward(mu, logvar, noise, rng, z, kl, kl_sums, count, BLOCK: tl.constexpr):
         tl.store(kl_sums + tl.program_id(0), tl.sum(tl.where(inside, loss, 0.0).to(tl.float64)))
 
 
-@triton.jit
+@compiled_once
 def kl_of_samples(
-    mu, logvar, out, outputs, terms, output_stride, term_stride, chunk, scale, OUTPUTS: tl.constexpr,
+    mu, logvar, out, outputs, terms, output_stride, term_stride, chunk, scale: tl.int64, OUTPUTS: tl.constexpr,
     TERMS: tl.constexpr,
 ):  # fmt: skip
     begin, end = chunk_of(terms, chunk)
@@ -59,9 +58,9 @@ def kl_of_samples(
     store_sums(out, total, outputs, scale, OUTPUTS)
 
 
-@triton.jit
+@compiled_once
 def backward(
-    grad_z, grad_kl, width, scale, mu, logvar, noise, rng, d_mu, d_logvar, count, REDUCTION: tl.constexpr,
+    grad_z, grad_kl, width, scale: tl.int64, mu, logvar, noise, rng, d_mu, d_logvar, count, REDUCTION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     i, inside = block_of(count, BLOCK)
