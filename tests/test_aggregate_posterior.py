@@ -125,6 +125,7 @@ class _Oracle:
         log_w = _log_weights_of(inputs, keywords)
         self.std = np.exp(logvar / 2)
         self.u = (z[:, None] - mu) / self.std
+        self.sizes = (self.u**2 + abs(logvar)) / 2  # of the exponents
         pairs = -(self.u**2 + logvar + np.log(8 * np.arctan(np.longdouble(1)))) / 2
         self.log_qz, self.joint = _normalised(pairs.sum(-1) + log_w)
         self.log_qz_marginals, self.marginals = _normalised(pairs + log_w[..., None])
@@ -132,18 +133,21 @@ class _Oracle:
     def values(self) -> tuple[Tensor, Tensor]:
         return _rounded(self.log_qz), _rounded(self.log_qz_marginals)
 
-    def gradients(self, grads: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """By z, mu and logvar: each with the sum of the sizes of its terms."""
+    def gradients(self, grads: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """By z, mu and logvar: each with the sum of the sizes of its terms, and what that sum changes by where all
+        exponents do by a share of 1 of themselves, each as it likes."""
         joint, marginals = (_wide_floats(g) for g in grads)
         parts = joint[:, None, None] * self.joint[..., None], marginals[:, None] * self.marginals
         c, size = parts[0] + parts[1], abs(parts[0]) + abs(parts[1])
+        moved = abs(joint)[:, None, None] * _moved(self.joint, self.sizes.sum(-1))[..., None]
+        moved = moved + abs(marginals)[:, None] * _moved(self.marginals, self.sizes)
         u, std = self.u, self.std
         sums = (
-            ((-c * u / std).sum(1), (size * abs(u) / std).sum(1)),
-            ((c * u / std).sum(0), (size * abs(u) / std).sum(0)),
-            ((c * (u**2 - 1) / 2).sum(0), (size * (u**2 + 1) / 2).sum(0)),
+            ((-c * u / std).sum(1), (size * abs(u) / std).sum(1), (moved * abs(u) / std).sum(1)),
+            ((c * u / std).sum(0), (size * abs(u) / std).sum(0), (moved * abs(u) / std).sum(0)),
+            ((c * (u**2 - 1) / 2).sum(0), (size * (u**2 + 1) / 2).sum(0), (moved * (u**2 + 1) / 2).sum(0)),
         )
-        return [(_rounded(gradient), _rounded(terms)) for gradient, terms in sums]
+        return [tuple(map(_rounded, of_one)) for of_one in sums]
 
 
 def _wide_floats(t: Tensor) -> Any:
@@ -174,6 +178,16 @@ def _normalised(terms: Any) -> tuple[Any, Any]:
     return (largest + np.log(sums)).squeeze(1), shares / sums
 
 
+def _moved(shares: Any, sizes: Any) -> Any:
+    """What shares change by, at most, where each exponent does by its own size."""
+    of_all = (shares * sizes).sum(1, keepdims=True)
+    return shares * (sizes * (1 - shares) + (of_all - shares * sizes))
+
+
+# Roundings of an exponent, in units of its dtype: three of v, doubled by its square, and one of the difference.
+_ROUNDINGS = 3.5
+
+
 def _check(make: Make, dtype: torch.dtype, kind: str) -> None:
     # Plain float64 rounds exponents of thousands two or three times, ours up to five: once more for their unit, log2(e).
     slack = 320 if dtype == torch.float64 else 64 if kind == "others_hardly" else 24
@@ -195,11 +209,13 @@ def _check(make: Make, dtype: torch.dtype, kind: str) -> None:
             for out in (ours, plain)
         )
         exact = oracle.gradients(tuple(g if k in used else torch.zeros_like(g) for k, g in enumerate(grads)))
-        for a, p, (o, terms) in zip(found, as_plain, exact, strict=True):
+        for a, p, (o, terms, moved) in zip(found, as_plain, exact, strict=True):
             assert a.dtype == dtype
             # What weighs less than 2^-60 of the rest is nobody's gradient: it is where float32 ends.
             scale = terms + terms.max() * 2**-60 if terms.numel() else terms
-            assert_within_budget(a, p, o, scale=scale, slack=slack)
+            # Far from all components exponents are thousands. Whose roundings of them hit the shares is luck.
+            unavoidable = moved * _ROUNDINGS * torch.finfo(ours[0].dtype).eps
+            assert_within_budget(a, p, o, scale=scale, slack=slack, unavoidable=unavoidable)
 
 
 @pytest.mark.parametrize(
