@@ -31,7 +31,13 @@ from fastib import _triton
 ARCHITECTURES = 80, 90, 100
 BUDGET = Path(__file__).parent / "triton_budget.json"
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+}
 
 
 class Variant(NamedTuple):
@@ -51,7 +57,7 @@ class Variant(NamedTuple):
     def group(self) -> str:
         """Whose variants share a budget: those of one kernel, on float64 or on anything narrower."""
         types = {kind for _, kind in self.signature}
-        return self.name if "*fp32" in types or "*bf16" in types else f"{self.name} float64"
+        return self.name if types & {"*fp32", "*bf16", "*fp16"} else f"{self.name} float64"
 
 
 def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Variant:
@@ -68,7 +74,8 @@ def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Varian
             kind = _TYPES[value.dtype]
         else:
             kind = parameter.annotation_type or ("i32" if -(2**31) <= value < 2**31 else "i64")
-        if kind.startswith("*") or (kind != "constexpr" and specialized and value % 16 == 0):
+        aligned = specialized and not parameter.do_not_specialize_on_alignment
+        if kind.startswith("*") or (kind != "constexpr" and aligned and value % 16 == 0):
             multiples.append(i)
         signature.append((parameter.name, kind))
     return Variant(kernel, tuple(signature), tuple(constants), tuple(multiples), options)
@@ -88,7 +95,7 @@ def variants(dims: int = 40) -> list[Variant]:
 
     JITFunction.run, Autotuner.run = launch, launch_each
     _tuning._chosen.clear()  # all tiles to choose from
-    for dtype in (torch.bfloat16, torch.float64):  # float32 and float16 are bfloat16 but for a conversion
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         for name, arguments in triton_calls.calls(dtype, dims):
             _triton.KERNELS[name](*arguments)
     return list(found)

@@ -25,13 +25,19 @@ OPTIONS = {"enable_fp_fusion": False} | ({} if torch.version.hip else {"maxnreg"
 # Arguments of any value, for which nothing is compiled anew. Else Triton does for an integer that is 1, or a multiple
 # of 16, or not. Aligned rows would be worth little to a tile of pairs; those of elements are, for wide accesses.
 _OF_MIXTURES = "rows", "components", "dims", "row_offset", "stride", "gradient_stride", "size_class"
+_OF_ELEMENTS = "outputs", "steps", "width", "mu_period", "logvar_period"
 _BITS = "own", "log2_own", "log2_other", "log_base", "log_normaliser", "floor", "scale", "grad_scale"
+_ONE_OR_NOT = "mu_inner", "logvar_inner"  # a division by 1 is none
 
 
 def compiled_once(function: Any) -> Any:
     """A kernel, as triton.jit's, but for those arguments."""
-    names = [name for name in inspect.signature(function).parameters if name in _OF_MIXTURES + _BITS]
-    return triton.jit(function, do_not_specialize=names)
+    names = inspect.signature(function).parameters
+    return triton.jit(
+        function,
+        do_not_specialize=[name for name in names if name in _OF_MIXTURES + _OF_ELEMENTS + _BITS],
+        do_not_specialize_on_alignment=[name for name in names if name in _ONE_OR_NOT],
+    )
 
 
 def power_of_two(count: int, most: int, least: int = 1) -> int:

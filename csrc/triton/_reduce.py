@@ -70,9 +70,10 @@ def tile_of(begin, end, outputs, output_stride, term_stride, OUTPUTS: tl.constex
 
 
 @triton.jit
-def chunk_of(terms, chunk):
-    begin = tl.program_id(1).to(tl.int64) * chunk
-    return begin, tl.minimum(begin + chunk, terms)
+def chunk_of(terms, steps, TERMS: tl.constexpr):
+    """So many tiles of terms."""
+    begin = tl.program_id(1).to(tl.int64) * steps * TERMS
+    return begin, tl.minimum(begin + steps.to(tl.int64) * TERMS, terms)
 
 
 @triton.jit
@@ -90,12 +91,12 @@ def sum_values(
     terms,
     output_stride,
     term_stride,
-    chunk,
+    steps,
     scale: tl.int64,
     OUTPUTS: tl.constexpr,
     TERMS: tl.constexpr,
 ):
-    begin, end = chunk_of(terms, chunk)
+    begin, end = chunk_of(terms, steps, TERMS)
     total = tl.zeros([OUTPUTS, TERMS], tl.float64)
     while begin < end:
         i, inside = tile_of(begin, end, outputs, output_stride, term_stride, OUTPUTS, TERMS)
@@ -117,12 +118,12 @@ def reduce(kernel: Any, sums: Sums, out: Tensor, scale: float, *inputs: Any, **m
     chunks = min(triton.cdiv(sums.terms, terms * _STEPS), triton.cdiv(_CHUNKS, max(tiles, 1)))
     blocks = {"OUTPUTS": outputs, "TERMS": terms, **meta}
     if chunks <= 1:
-        launch(kernel, (tiles, 1), out, *inputs, out, *sums, sums.terms, bits(scale), **blocks)
+        launch(kernel, (tiles, 1), out, *inputs, out, *sums, triton.cdiv(sums.terms, terms), bits(scale), **blocks)
         return out
-    chunk = triton.cdiv(triton.cdiv(sums.terms, chunks), terms) * terms
-    chunks = triton.cdiv(sums.terms, chunk)
+    steps = triton.cdiv(triton.cdiv(sums.terms, chunks), terms)
+    chunks = triton.cdiv(sums.terms, steps * terms)
     partial = torch.empty((chunks, sums.outputs), dtype=torch.float64, device=out.device)
-    launch(kernel, (tiles, chunks), out, *inputs, partial, *sums, chunk, bits(1.0), **blocks)
+    launch(kernel, (tiles, chunks), out, *inputs, partial, *sums, steps, bits(1.0), **blocks)
     return reduce(sum_values, Sums(sums.outputs, chunks, 1, sums.outputs), out, scale, partial)
 
 

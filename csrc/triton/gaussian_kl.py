@@ -84,10 +84,10 @@ def forward(
 @compiled_once
 def forward_sums(
     mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period, floor,
-    out, outputs, terms, output_stride, term_stride, chunk, scale: tl.int64,
+    out, outputs, terms, output_stride, term_stride, steps, scale: tl.int64,
     OUTPUTS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    begin, end = chunk_of(terms, chunk)
+    begin, end = chunk_of(terms, steps, TERMS)
     total = tl.zeros([OUTPUTS, TERMS], tl.float64)
     while begin < end:
         i, inside = tile_of(begin, end, outputs, output_stride, term_stride, OUTPUTS, TERMS)
@@ -125,10 +125,10 @@ def backward(
 def backward_sums(
     grad, width, grad_scale: tl.int64,
     mu, logvar, prior_mu, prior_logvar, mu_inner, mu_period, logvar_inner, logvar_period, floor,
-    out, outputs, terms, output_stride, term_stride, chunk, scale: tl.int64, REDUCTION: tl.constexpr,
+    out, outputs, terms, output_stride, term_stride, steps, scale: tl.int64, REDUCTION: tl.constexpr,
     OF_MEAN: tl.constexpr, OUTPUTS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    begin, end = chunk_of(terms, chunk)
+    begin, end = chunk_of(terms, steps, TERMS)
     total = tl.zeros([OUTPUTS, TERMS], tl.float64)
     while begin < end:
         i, inside = tile_of(begin, end, outputs, output_stride, term_stride, OUTPUTS, TERMS)

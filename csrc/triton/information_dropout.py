@@ -96,10 +96,10 @@ def forward(
 
 @compiled_once
 def kl_of_samples(
-    x, log_std, prior_mean, prior_log_std, out, outputs, terms, output_stride, term_stride, chunk, scale: tl.int64,
+    x, log_std, prior_mean, prior_log_std, out, outputs, terms, output_stride, term_stride, steps, scale: tl.int64,
     LOG_NORMAL: tl.constexpr, MASK: tl.constexpr, MEAN_ONE: tl.constexpr, OUTPUTS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    begin, end = chunk_of(terms, chunk)
+    begin, end = chunk_of(terms, steps, TERMS)
     total = tl.zeros([OUTPUTS, TERMS], tl.float64)
     while begin < end:
         i, inside = tile_of(begin, end, outputs, output_stride, term_stride, OUTPUTS, TERMS)

@@ -45,10 +45,10 @@ def forward(mu, logvar, noise, rng, z, kl, kl_sums, count, BLOCK: tl.constexpr):
 
 @compiled_once
 def kl_of_samples(
-    mu, logvar, out, outputs, terms, output_stride, term_stride, chunk, scale: tl.int64, OUTPUTS: tl.constexpr,
+    mu, logvar, out, outputs, terms, output_stride, term_stride, steps, scale: tl.int64, OUTPUTS: tl.constexpr,
     TERMS: tl.constexpr,
 ):  # fmt: skip
-    begin, end = chunk_of(terms, chunk)
+    begin, end = chunk_of(terms, steps, TERMS)
     total = tl.zeros([OUTPUTS, TERMS], tl.float64)
     while begin < end:
         i, inside = tile_of(begin, end, outputs, output_stride, term_stride, OUTPUTS, TERMS)
