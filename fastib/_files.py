@@ -12,7 +12,8 @@ import torch
 def load(name: str, path: Path) -> Any:
     """What a file has, tensors and plain values alone; `name` is the argument that gave its path."""
     try:
-        return torch.load(path, weights_only=True)
+        # What was saved on a GPU is also loaded where there is none.
+        return torch.load(path, weights_only=True, map_location=None if torch.cuda.is_available() else "cpu")
     except FileNotFoundError:
         raise ValueError(f"{name} must be a file, got {path}") from None
     except Exception as error:  # noqa: BLE001 - on junk the unpickler raises whatever it comes to
