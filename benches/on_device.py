@@ -115,23 +115,25 @@ def agreement(device: str, which: slice = slice(None)) -> Iterator[Line]:
         if module is not None:
             module.poison_results(True)
     for label, name, arguments in list(_table(DTYPES))[which]:
-        for tiles in _choices_of_tiles(name):
+        for tiles in _choices_of_tiles(device, name):
             yield _tried(f"{label}{tiles}", partial(_assert_agreement, device, name, arguments))
 
 
-def _choices_of_tiles(name: str) -> Iterator[str]:
+def _choices_of_tiles(device: str, name: str) -> Iterator[str]:
     """Where Triton's kernels on pairs have tiles to choose from, each in its turn is the first, which they take."""
-    kernels = _tuned_kernels() if name.startswith(("aggregate", "elbo")) else []
+    kernels = _tuned_kernels() if name.startswith(("aggregate", "elbo")) and _served_by_triton(device) else []
     for number in range(max((len(kernel.configs) for kernel in kernels), default=1)):
         yield f", tiles {number}" if kernels else ""
         for kernel in kernels:
             kernel.configs = [*kernel.configs[1:], kernel.configs[0]]
 
 
+def _served_by_triton(device: str) -> bool:
+    return fastib.backends()[device].name == "triton"
+
+
 def _tuned_kernels() -> list[Any]:
-    modules = [
-        module for name, module in sys.modules.items() if name in ("fastib._triton._joint", "fastib._triton._marginals")
-    ]
+    modules = [sys.modules[f"fastib._triton.{name}"] for name in ("_joint", "_marginals")]
     return [value for module in modules for value in vars(module).values() if hasattr(value, "configs")]
 
 
@@ -323,8 +325,8 @@ def _version_of_triton() -> str:
 
 def rows_of(spec: Spec, device: Device, backend: str) -> list[Line]:
     """One for each contender that memory allows. Its times are of replays of a graph, which the host does not hold up;
-    `call_ms` is of calls as they are written."""
-    case = suites.build(spec, CONTENDERS)
+    `call_ms` is of calls as they are written. Who is no backend of fastib's is timed once, beside the first of them."""
+    case = suites.build(spec, CONTENDERS if backend == "cuda" else CONTENDERS[:1])
     with _no_default_device():
         return _rows_of_case(case, device, backend)
 

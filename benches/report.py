@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import estimators, large_batches
+from benches import estimators, gpu, large_batches
 from benches.tables import markdown, number
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benches:begin -->", "<!-- benches:end -->"
 ESTIMATORS_BEGIN, ESTIMATORS_END = "<!-- estimators:begin -->", "<!-- estimators:end -->"
+CARDS_BEGIN, CARDS_END = "<!-- cards:begin -->", "<!-- cards:end -->"
 LARGE_BEGIN, LARGE_END = "<!-- large batches:begin -->", "<!-- large batches:end -->"
 
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path
 
     text = readme.read_text()
     updated = splice(text, BEGIN, END, "\n\n".join(section(path) for path in newest(results)))
+    if of_cards := newest(results, of_cards=True):
+        updated = splice(updated, CARDS_BEGIN, CARDS_END, "\n\n".join(card_section(path) for path in of_cards))
     if (results / estimators.NAME).exists():
         rows = json.loads((results / estimators.NAME).read_text())["rows"]
         updated = splice(updated, ESTIMATORS_BEGIN, ESTIMATORS_END, estimators.table(rows))
@@ -39,14 +42,12 @@ def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path
     return 0
 
 
-def newest(results: Path) -> list[Path]:
-    """The newest file of each CPU and instruction set; files are named <date>-<cpu>-<isa>.jsonl.
-
-    Those of a GPU, <date>-<card>.jsonl, have a header that names the card.
-    """
+def newest(results: Path, of_cards: bool = False) -> list[Path]:
+    """The newest file of each CPU and instruction set, <date>-<cpu>-<isa>.jsonl, or of each GPU, <date>-<card>.jsonl,
+    whose header names the card."""
     date = len("yyyy-mm-dd-")
     files = sorted({path.name[date:]: path for path in sorted(results.glob("*.jsonl"))}.values())
-    return [path for path in files if "card" not in json.loads(path.read_text().partition("\n")[0])]
+    return [path for path in files if ("card" in json.loads(path.read_text().partition("\n")[0])) == of_cards]
 
 
 def splice(text: str, begin: str, end: str, tables: str) -> str:
@@ -67,6 +68,19 @@ def section(path: Path) -> str:
     )
 
 
+def card_section(path: Path) -> str:
+    header, *rows = map(json.loads, path.read_text().splitlines())
+    rates = header["rates"]["cuda"]
+    return (
+        f"Forward and backward, or forward alone where it says so: ms of a replay of a CUDA graph that finds nothing in "
+        f"the cache / ms of a call as it is written / MiB that a call takes beyond its inputs. {header['card']}, driver "
+        f"{header['driver']}, CUDA {header['cuda']}, PyTorch {header['torch']}, Triton {header['triton']}, commit "
+        f"{_commit(header)}, {header['date']}. The floor is the least time that the bytes or the exponentials take at "
+        f"the rates of the same run: {number(rates['bytes_per_second'] / 1e12)} TB/s of a copy and "
+        f"{number(rates['exponentials_per_second'] / 1e12)} * 10^12 exponentials per second.\n\n{gpu.table(rows)}"
+    )
+
+
 def large_section(path: Path) -> str:
     content = json.loads(path.read_text())
     return (
@@ -79,11 +93,14 @@ def large_section(path: Path) -> str:
 
 def _origin(header: dict[str, Any]) -> str:
     """Where and of what rows were measured."""
-    dirty = " with changes" if header["dirty"] else ""
     return (
         f"{header['cpu']}, {header['threads']} threads, {header['isa']}, PyTorch {header['torch']}, "
-        f"commit {header['commit'][:9]}{dirty}, {header['date']}"
+        f"commit {_commit(header)}, {header['date']}"
     )
+
+
+def _commit(header: dict[str, Any]) -> str:
+    return header["commit"][:9] + (" with changes" if header["dirty"] else "")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -412,6 +412,8 @@ def test_rows_of_a_gpu_are_written_and_not_taken_for_a_cpu(tmp_path: Path, monke
     assert [line.get("passed") for line in lines] == list(map(str, cases))
     rows = [row for line in lines for row in line["rows"]]
     assert [row["contender"] for row in rows] == ["fastib", "eager"] * 2
+    (of_triton,) = on_device.benches(_device(), "triton", 60, cases[:1])
+    assert [row["contender"] for row in of_triton["rows"]] == ["fastib"]
     for row in rows:
         assert row["backend"] == "cuda" and row["peak_bytes"] == 3 * 2**20 and row["call_ms"] > 0
         assert row["time_over_floor"] == pytest.approx(row["median_ms"] / row["floor_ms"])

@@ -34,7 +34,7 @@ struct DropoutPrior {
   explicit __device__ DropoutPrior(const DropoutOptions& o)
       : mean(S(o.mean.value())),
         log_std(S(o.log_std.value())),
-        inverse(S(::exp(-o.log_std.value()))),
+        inverse(o.log_normal ? S(::exp(-o.log_std.value())) : S(1)),
         shift(o.mean_one ? S(1) : S(0)) {}
   __device__ DropoutKl<S> kl(S x, S log_std_of_x, S std) const {
     return dropout_kl_log_normal<S>(x, log_std_of_x, std, mean, log_std, inverse, shift);

@@ -1,11 +1,11 @@
 // What the passes over all pairs of points and components are made of.
 //
-// In the forward pass and in the one for the gradients of rows a lane has a point, and its warp a chunk of C dimensions
-// of 32 points; components come one after another, the same for all lanes. In the pass for the gradients of columns a
-// lane has a component, and points come. What is joint over the dimensions is summed over the warps of a block by way
-// of shared memory, for several pairs at once. Sums have an order that depends on the shapes alone, and the exponent of
-// a pair has the same bits in every pass. Where there are more dimensions than a block has, others have the rest, and
-// all sum the squares of all.
+// In the forward pass and in the one for the gradients of rows a lane has a point or two, and its warp a chunk of C
+// dimensions of the points of 32 lanes; components come one after another, the same for all lanes. In the pass for the
+// gradients of columns a lane has components, and points come. What is joint over the dimensions is summed over the
+// warps of a block by way of shared memory, for several pairs at once. Sums have an order that depends on the shapes
+// alone, and the exponent of a pair has the same bits in every pass. Where there are more dimensions than a block has,
+// others have the rest, and all sum the squares of all.
 #pragma once
 
 #include "../common/mixture.h"
@@ -14,11 +14,30 @@
 namespace fastib::cuda {
 
 constexpr int kMostWarps = 8;
-constexpr int kWaiting = 64;      // squares of a lane that wait in shared memory, those of all warps
-constexpr int kTermsPerSum = 64;  // of float, before they are added to a double
+constexpr int kTermsPerSum = 64;  // of float, before they are added to a total
 constexpr int kRowsPerSum = 256;  // the same for the gradients of columns, whose doubles are in memory
 
-// How dimensions are cut: the least padding, then the fewest chunks.
+// How many a lane has. What comes is in the registers of every lane, and costs as much of the way from the cache for
+// one as for two, which it is as long as the arithmetic: with one alone, a pass took twice its instructions.
+template <int C, class S>
+constexpr int kOwn = sizeof(S) == 8 ? 1 : 16 / C;
+
+// Of which as many are on a multiprocessor at once: while one waits, another runs.
+template <int C, class S>
+constexpr int kBlocksOfPairs = kOwn<C, S> == 1 ? 1 : 2;
+
+// Squares that wait in shared memory, of all warps, for each of the lanes and of what a lane has.
+template <int C, class S>
+constexpr int kWaiting = 512 / int(sizeof(S)) / kOwn<C, S>;
+
+// Of how many pairs squares wait at once.
+template <int C, class S>
+FASTIB_INLINE int pairs_at_once(int warps) {
+  const int most = kWaiting<C, S> / warps;
+  return most < kTermsPerSum ? most : kTermsPerSum;
+}
+
+// How dimensions are cut: the fewest panels, then the least padding, then the narrowest chunks.
 struct Chunks {
   int width = 0, count = 0, warps = 0, panels = 0;
 
@@ -26,7 +45,7 @@ struct Chunks {
     for (const int w : {8, 12, 16}) {
       if (is_double && w != 8) break;
       const int c = int(std::max<int64_t>(divide_up(dims, w), 1)), p = int(divide_up(c, kMostWarps));
-      if (count > 0 && std::pair(p, c * w) > std::pair(panels, count * width)) continue;
+      if (count > 0 && std::pair(p, c * w) >= std::pair(panels, count * width)) continue;
       width = w, count = c, panels = p;
     }
     warps = std::min(count, kMostWarps);
@@ -40,7 +59,7 @@ struct Parts {
   int64_t size, count;
 
   explicit Parts(int64_t terms) {
-    constexpr int64_t fewest_terms = 32, most_parts = 16, most_partials = int64_t(1) << 17;
+    constexpr int64_t fewest_terms = 16, most_parts = 16, most_partials = int64_t(1) << 17;
     int64_t parts = std::clamp<int64_t>(terms / fewest_terms, 1, most_parts);
     while (parts > 1 && parts * terms > most_partials) parts /= 2;
     size = std::max<int64_t>(divide_up(terms, parts), 1);
@@ -87,6 +106,14 @@ FASTIB_INLINE PairWeight<S> weigh(const Mixture<S>& m, int64_t row, int64_t j) {
   return w;
 }
 
+// Adds `sum` to a total, and leaves in it what the total could not hold (Knuth's two-sum): the two together are as good
+// as a double, which would take another register.
+template <class S>
+FASTIB_INLINE void add_to_total(S& total, S& sum) {
+  const S before = total, added = (total += sum) - before, rest = (before - (total - added)) + (sum - added);
+  sum = rest == rest ? rest : S(0);  // of an infinite total there is none
+}
+
 // A chunk of numbers, read sixteen bytes at a time.
 template <int C, class S>
 FASTIB_INLINE void load(const S* p, S (&out)[C]) {
@@ -103,6 +130,7 @@ template <int C, class S>
 struct Component {
   S mu[C], precision[C], c[C];
 
+  Component() = default;
   __device__ Component(const Mixture<S>& m, int64_t j, int chunk) {
     const S* p = m.packed + (j * m.chunks + chunk) * 4 * C;
     load(p, mu);
@@ -115,6 +143,7 @@ template <int C, class S>
 struct Point {
   S z[C];
 
+  Point() = default;
   __device__ Point(const Mixture<S>& m, int64_t row, int chunk) { load(m.points + (row * m.chunks + chunk) * C, z); }
 };
 
@@ -130,22 +159,34 @@ FASTIB_INLINE S scaled_deviation(S z, S mu, S precision) {
 }
 
 template <int C, class S>
-FASTIB_INLINE S squares_of(const Point<C, S>& point, const Component<C, S>& component) {
+FASTIB_INLINE S squares_of(const S (&z)[C], const Component<C, S>& component) {
   S squares = 0;
 #pragma unroll
   for (int k = 0; k < C; ++k) {
-    const S v = scaled_deviation(point.z[k], component.mu[k], component.precision[k]);
+    const S v = scaled_deviation(z[k], component.mu[k], component.precision[k]);
     squares = fma<S>(v, v, squares);
   }
   return squares;
 }
 
-// The squares of a pair in those dimensions that a warp has in any panel.
+// The same bits of a pair in a chunk that nobody has in registers, which are left to those that are.
 template <int C, class S>
-FASTIB_INLINE S squares_of_warp(const Mixture<S>& m, int64_t row, int64_t j, int warp) {
+FASTIB_INLINE S squares_in_memory(const Mixture<S>& m, int64_t row, int64_t j, int chunk) {
+  constexpr int width = 16 / sizeof(S);
+  const S *point = m.points + (row * m.chunks + chunk) * C, *component = m.packed + (j * m.chunks + chunk) * 4 * C;
   S squares = 0;
-  for (int chunk = warp; chunk < m.chunks; chunk += m.warps)
-    squares += squares_of(Point<C, S>(m, row, chunk), Component<C, S>(m, j, chunk));
+#pragma unroll 1
+  for (int i = 0; i < C; i += width) {
+    S z[width], mu[width], precision[width];
+    load(point + i, z);
+    load(component + i, mu);
+    load(component + C + i, precision);
+#pragma unroll
+    for (int k = 0; k < width; ++k) {
+      const S v = scaled_deviation(z[k], mu[k], precision[k]);
+      squares = fma<S>(v, v, squares);
+    }
+  }
   return squares;
 }
 
@@ -266,6 +307,9 @@ struct PackedMixture {
         points(scratch({z.size(0), chunks.padded()}, z)),
         shift(output({mu.size(1)}, ScalarType::Double, z)),
         largest_weights(output({log_weights ? z.size(0) : 0}, ScalarType::Double, z)) {
+    // An index has 32 bits in the kernels on pairs: so many pairs would take them a year.
+    STD_TORCH_CHECK(std::max(z.size(0), mu.size(0)) < (int64_t(1) << 30), "fastib: ", z.size(0), " points under ",
+                    mu.size(0), " components: neither may be 2^30 or more");
     const PairWeighting w(w_self, w_other);
     const auto data = [](const Tensor& t) { return static_cast<S*>(t.data_ptr()); };
     mixture = {z.size(0),
@@ -299,26 +343,41 @@ struct PackedMixture {
   }
 };
 
-// Where a thread of a pass over pairs is: a block has 32 lanes, a part of what comes to them, and a panel of
-// dimensions.
+// Where a thread of a pass over pairs is: a block has 32 lanes, of which each has R of `count`, a part of what comes to
+// them, and a panel of dimensions.
+template <int R>
 struct Place {
-  int64_t index, begin, end;  // of the lane's own, and of those that come
+  int count, first, begin, end;  // the first of the block's own, and which of those that come
   int panel, part, warp, lane;
 
-  __device__ Place(int64_t lanes, int64_t terms, const Parts& parts) {
-    const auto groups = unsigned((lanes + kWarp - 1) / kWarp), rest = blockIdx.x / groups;
+  __device__ Place(int64_t count_, int64_t terms, const Parts& parts) : count(int(count_)) {
+    const auto groups = (unsigned(count) + kWarp * R - 1) / (kWarp * R), rest = blockIdx.x / groups;
     part = int(rest % unsigned(parts.count));
     panel = int(rest / unsigned(parts.count));
     warp = int(threadIdx.x) / kWarp;
     lane = int(threadIdx.x) % kWarp;
-    index = int64_t(blockIdx.x % groups) * kWarp + lane;
-    begin = part * parts.size;
-    end = std::min(begin + parts.size, terms);
+    first = int(blockIdx.x % groups) * (kWarp * R);
+    begin = int(part * parts.size);
+    end = int(std::min(begin + parts.size, terms));
+  }
+  __device__ unsigned index(int r) const { return unsigned(first) + r * kWarp + lane; }
+  __device__ bool has(int r) const { return index(r) < unsigned(count); }
+  // The same, or the last one where there is none.
+  __device__ int nearest(int r) const { return has(r) ? int(index(r)) : count - 1; }
+  // Where what is `offset` beyond the block's own begins among those that come, and whether some of them are none of
+  // it.
+  __device__ int partners(int64_t offset) const {
+    const int64_t none = int64_t(1) << 30;
+    return int(std::clamp(first + offset, -none, none));
+  }
+  static __device__ bool apart(int partners, int first_other, int others) {
+    return first_other + others <= partners || first_other >= partners + kWarp * R;
   }
 };
 
-inline int64_t blocks_of_pairs(const Chunks& chunks, int64_t lanes, const Parts& parts) {
-  return divide_up(lanes, kWarp) * parts.count * chunks.panels;
+template <int R>
+int64_t blocks_of_pairs(const Chunks& chunks, int64_t count, const Parts& parts) {
+  return divide_up(count, kWarp * R) * parts.count * chunks.panels;
 }
 
 // Calls with_width(std::integral_constant<int, C>) for the width of chunks.

@@ -67,158 +67,239 @@ FASTIB_INLINE bool is_plain(const Mixture<S>& m, const RowGradients<S>& g, const
   return !m.given && !g.is_far && w.is_own == S(0);
 }
 
-// The share of a pair in a marginal; v is its deviation and `exponent` the shifted one.
-template <int C, class S>
-FASTIB_INLINE S marginal_share(const Mixture<S>& m, const S* saved, int64_t row, int64_t j, int chunk, int k, S v,
-                               S exponent, const PairWeight<S>& w) {
-  const int d = chunk * C + k;
-  if (d >= m.dims) return S(0);
-  saved += row * (2 * m.dims + 2) + 2;
-  const S sum = saved[d];
-  if (sum == S(0)) return S(0);
-  if (sum < S(0)) return power_of_two(fma<S>(-v, v, unshifted(m, C, j, chunk, k)) + w.log2 - saved[m.dims + d]) / -sum;
-  return power_of_two(exponent) * w.weight / sum;
-}
-
 template <int C, class S>
 struct PointGradients {
-  S z[C], quotient[C], gradient[C];
+  S z[C], quotient[C];
 
+  PointGradients() = default;
   __device__ PointGradients(const BackwardRows<S>& rows, const Mixture<S>& m, int64_t row, int chunk) {
     const S* p = rows.points + (row * m.chunks + chunk) * 3 * C;
     load(p, z);
     load(p + C, quotient);
-    load(p + 2 * C, gradient);
   }
 };
 
-// d loss / d log-density of a pair in dimension k of a chunk; v is its deviation.
+// d loss / d log-density of a pair that is plain, in a dimension; v is its deviation.
+template <class S>
+FASTIB_INLINE S plain_gradient(S v, S c, S quotient, S joint) {
+  return fma<S>(power_of_two(fma<S>(-v, v, c)), quotient, joint);
+}
+
+// The share of a pair in a marginal, of which `saved` is the sum, with the maximum that it is relative to `dims` after
+// it; v is the deviation and `component` of that dimension.
 template <int C, class S>
-FASTIB_INLINE S pair_gradient(const Mixture<S>& m, const BackwardRows<S>& rows, int64_t row, int64_t j, int chunk,
-                              int k, const PointGradients<C, S>& point, S v, S c, S joint, bool plain,
-                              const PairWeight<S>& w) {
-  const S exponent = fma<S>(-v, v, c);
-  if (plain) return fma<S>(power_of_two(exponent), point.quotient[k], joint);
-  return fma<S>(marginal_share<C>(m, rows.saved, row, j, chunk, k, v, exponent, w), point.gradient[k], joint);
+FASTIB_INLINE S marginal_share(const S* saved, int64_t dims, const S* component, S v, const PairWeight<S>& w) {
+  const S sum = *saved;
+  if (sum == S(0)) return S(0);
+  if (sum < S(0)) return power_of_two(fma<S>(-v, v, component[3 * C]) + w.log2 - saved[dims]) / -sum;
+  return power_of_two(fma<S>(-v, v, component[2 * C])) * w.weight / sum;
+}
+
+// Those of any pair in a chunk, to out[0], out[kWarp] and so on: few pairs are not plain, and nothing is in registers
+// for them.
+template <int C, class S>
+FASTIB_INLINE void pair_gradients(const Mixture<S>& m, const BackwardRows<S>& rows, int row, int j, int chunk, S joint,
+                                  S* out) {
+  const PairWeight<S> w = weigh(m, row, j);
+  const bool plain = is_plain(m, rows.rows[row], w);
+  const S* component = m.packed + (int64_t(j) * m.chunks + chunk) * 4 * C;
+  const S* point = rows.points + (int64_t(row) * m.chunks + chunk) * 3 * C;
+  const S* saved = rows.saved + row * (2 * m.dims + 2) + 2 + chunk * C;
+  const int dims = int(std::min<int64_t>(m.dims - chunk * C, C));
+#pragma unroll 1
+  for (int k = 0; k < dims; ++k, ++component, ++point, ++saved) {
+    const S v = scaled_deviation(point[0], component[0], component[C]);
+    out[k * kWarp] = plain ? plain_gradient(v, component[2 * C], point[C], joint)
+                           : fma<S>(marginal_share<C>(saved, m.dims, component, v, w), point[2 * C], joint);
+  }
+  for (int k = dims; k < C; ++k) out[k * kWarp] = S(0);  // padding
 }
 
 // Where the squares and the joint gradients of several pairs wait; see sum_densities for how.
-template <class S>
+template <int C, class S>
 struct Waiting {
-  S squares[kWaiting][kWarp], joint[kWaiting][kWarp];
+  S squares[kWaiting<C, S>][kOwn<C, S>][kWarp], joint[kWaiting<C, S>][kOwn<C, S>][kWarp];
+
+  // Once they are summed, a lane has room among its own for the gradients in a chunk of all that it has.
+  __device__ S* gradients(int warp, int at_once, int lane) {
+    static_assert(kWaiting<C, S> / kMostWarps >= C);
+    return &squares[warp * at_once][0][lane];
+  }
+  __device__ S sum(int warps, int at_once, int k, int r, int lane) const {
+    S total = 0;
+#pragma unroll 2  // with more, sum_column_gradients spills on sm_80
+    for (int warp = 0; warp < warps; ++warp) total += squares[warp * at_once + k][r][lane];
+    return total;
+  }
 };
 
-template <class S>
-FASTIB_INLINE S squares_of_warps(const Waiting<S>& waiting, int warps, int at_once, int k, int lane) {
-  S squares = 0;
-  for (int warp = 0; warp < warps; ++warp) squares += waiting.squares[warp * at_once + k][lane];
-  return squares;
-}
-
 template <class S, int C>
-__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks)
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
     sum_row_gradients(Mixture<S> m, Parts parts, BackwardRows<S> rows, S* out) {  // [parts, rows, chunks, C]
-  FASTIB_SHARED(waiting, Waiting<S>);
-  const Place at(m.rows, m.components, parts);
-  const int64_t row = std::min(at.index, m.rows - 1);
+  constexpr int R = kOwn<C, S>;
+  FASTIB_SHARED(waiting, Waiting<C, S>);
+  const Place<R> at(m.rows, m.components, parts);
   const int own_chunk = at.panel * m.warps + at.warp, chunk = std::min(own_chunk, m.chunks - 1);
-  const int at_once = kWaiting / m.warps;
-  const PointGradients<C, S> point(rows, m, row, chunk);
-  const RowGradients<S> g = rows.rows[row];
-  S sums[C] = {};
-  double totals[C] = {};
+  const int at_once = pairs_at_once<C, S>(m.warps);
+  S* careful = waiting.gradients(at.warp, at_once, at.lane);
+  PointGradients<C, S> points[R];
+  bool far = false;
+  for (int r = 0; r < R; ++r) {
+    points[r] = PointGradients<C, S>(rows, m, at.nearest(r), chunk);
+    far |= rows.rows[at.nearest(r)].is_far;
+  }
+  far = __ballot_sync(kAllLanes, far) != 0;
+  S sums[R][C] = {}, totals[R][C] = {};
+  const int partners = at.partners(m.row_offset);
   int terms = 0;
-  for (int64_t first = at.begin; first < at.end; first += at_once) {
-    const int count = int(std::min<int64_t>(at_once, at.end - first));
-    for (int k = 0; k < count; ++k)
-      waiting.squares[at.warp * at_once + k][at.lane] = squares_of_warp<C>(m, row, first + k, at.warp);
+  for (int first = at.begin; first < at.end; first += at_once) {
+    const int count = std::min(at_once, at.end - first);
+    const bool apart = !m.given && at.apart(partners, first, count), plain = apart && !far;
+    for (int k = 0; k < count; ++k) {
+      S squares[R] = {};
+      for (int other = at.warp; other < m.chunks; other += m.warps) {
+        if (other == own_chunk) {
+          const Component<C, S> component(m, first + k, other);
+#pragma unroll
+          for (int r = 0; r < R; ++r) squares[r] += squares_of(points[r].z, component);
+        } else {
+#pragma unroll
+          for (int r = 0; r < R; ++r) squares[r] += squares_in_memory<C>(m, at.nearest(r), first + k, other);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) waiting.squares[at.warp * at_once + k][r][at.lane] = squares[r];
+    }
     __syncthreads();
     for (int k = at.warp; k < count; k += m.warps) {
-      const S squares = squares_of_warps(waiting, m.warps, at_once, k, at.lane);
-      waiting.joint[k][at.lane] = joint_gradient(m, g, m.constants[first + k], squares, weigh(m, row, first + k));
+      const S constant = m.constants[first + k];
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const PairWeight<S> w = apart ? PairWeight<S>{1, 0, 0} : weigh(m, at.nearest(r), first + k);
+        const S squares = waiting.sum(m.warps, at_once, k, r, at.lane);
+        waiting.joint[k][r][at.lane] = joint_gradient(m, rows.rows[at.nearest(r)], constant, squares, w);
+      }
     }
     __syncthreads();
     for (int k = 0; k < count; ++k) {
+      if (!plain) {
+        for (int r = 0; r < R; ++r)
+          pair_gradients<C>(m, rows, at.nearest(r), first + k, chunk, waiting.joint[k][r][at.lane],
+                            careful + r * C * kWarp);
+      }
       const Component<C, S> component(m, first + k, chunk);
-      const PairWeight<S> w = weigh(m, row, first + k);
-      const bool plain = is_plain(m, g, w);
-      const S joint = waiting.joint[k][at.lane];
 #pragma unroll
-      for (int i = 0; i < C; ++i) {
-        const S v = scaled_deviation(point.z[i], component.mu[i], component.precision[i]);
-        const S by = pair_gradient(m, rows, row, first + k, chunk, i, point, v, component.c[i], joint, plain, w);
-        sums[i] = fma<S>(by * v, component.precision[i], sums[i]);
+      for (int r = 0; r < R; ++r) {
+        const S joint = waiting.joint[k][r][at.lane];
+#pragma unroll
+        for (int i = 0; i < C; ++i) {
+          const S v = scaled_deviation(points[r].z[i], component.mu[i], component.precision[i]);
+          const S by =
+              plain ? plain_gradient(v, component.c[i], points[r].quotient[i], joint) : careful[(r * C + i) * kWarp];
+          sums[r][i] = fma<S>(by * v, component.precision[i], sums[r][i]);
+        }
       }
     }
     terms += count;
     if (terms < kTermsPerSum && first + count < at.end) continue;
     terms = 0;
 #pragma unroll
-    for (int i = 0; i < C; ++i) {
-      totals[i] += double(sums[i]);
-      sums[i] = S(0);
-    }
-  }
-  if (at.index >= m.rows || own_chunk >= m.chunks) return;
-  out += ((int64_t(at.part) * m.rows + row) * m.chunks + chunk) * C;
+    for (int r = 0; r < R; ++r)
 #pragma unroll
-  for (int i = 0; i < C; ++i) out[i] = S(totals[i]);
+      for (int i = 0; i < C; ++i) add_to_total(totals[r][i], sums[r][i]);
+  }
+  if (own_chunk >= m.chunks) return;
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (!at.has(r)) continue;
+    S* sum = out + ((int64_t(at.part) * m.rows + at.index(r)) * m.chunks + chunk) * C;
+#pragma unroll
+    for (int i = 0; i < C; ++i) sum[i] = totals[r][i];
+  }
 }
 
 template <class S, int C>
-__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks)
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
     sum_column_gradients(Mixture<S> m, Parts parts, BackwardRows<S> rows,
                          double* out) {  // [parts, components, chunks, 2, C]
-  FASTIB_SHARED(waiting, Waiting<S>);
-  const Place at(m.components, m.rows, parts);
-  const int64_t j = std::min(at.index, m.components - 1);
+  constexpr int R = kOwn<C, S>;
+  FASTIB_SHARED(waiting, Waiting<C, S>);
+  const Place<R> at(m.components, m.rows, parts);
   const int own_chunk = at.panel * m.warps + at.warp, chunk = std::min(own_chunk, m.chunks - 1);
-  const int at_once = kWaiting / m.warps;
-  const Component<C, S> component(m, j, chunk);
-  const S constant = m.constants[j];
-  S by_mean[C] = {}, by_square[C] = {};
+  const int at_once = pairs_at_once<C, S>(m.warps);
+  S* careful = waiting.gradients(at.warp, at_once, at.lane);
+  Component<C, S> components[R];
+  S by_mean[R][C] = {}, by_square[R][C] = {};
+  for (int r = 0; r < R; ++r) components[r] = Component<C, S>(m, at.nearest(r), chunk);
+  const int partners = at.partners(-m.row_offset);
   int terms = 0;
-  const bool writes = at.index < m.components && own_chunk < m.chunks;
-  out += ((int64_t(at.part) * m.components + j) * m.chunks + chunk) * 2 * C;
   bool begun = false;
-  for (int64_t first = at.begin; first < at.end; first += at_once) {
-    const int count = int(std::min<int64_t>(at_once, at.end - first));
-    for (int k = 0; k < count; ++k)
-      waiting.squares[at.warp * at_once + k][at.lane] = squares_of_warp<C>(m, first + k, j, at.warp);
+  for (int first = at.begin; first < at.end; first += at_once) {
+    const int count = std::min(at_once, at.end - first);
+    const bool apart = !m.given && at.apart(partners, first, count);
+    for (int k = 0; k < count; ++k) {
+      S squares[R] = {};
+      for (int other = at.warp; other < m.chunks; other += m.warps) {
+        if (other == own_chunk) {
+          const Point<C, S> point(m, first + k, other);
+#pragma unroll
+          for (int r = 0; r < R; ++r) squares[r] += squares_of(point.z, components[r]);
+        } else {
+#pragma unroll
+          for (int r = 0; r < R; ++r) squares[r] += squares_in_memory<C>(m, first + k, at.nearest(r), other);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) waiting.squares[at.warp * at_once + k][r][at.lane] = squares[r];
+    }
     __syncthreads();
     for (int k = at.warp; k < count; k += m.warps) {
-      const S squares = squares_of_warps(waiting, m.warps, at_once, k, at.lane);
-      waiting.joint[k][at.lane] = joint_gradient(m, rows.rows[first + k], constant, squares, weigh(m, first + k, j));
+      const RowGradients<S>& g = rows.rows[first + k];
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const PairWeight<S> w = apart ? PairWeight<S>{1, 0, 0} : weigh(m, first + k, at.nearest(r));
+        const S squares = waiting.sum(m.warps, at_once, k, r, at.lane);
+        waiting.joint[k][r][at.lane] = joint_gradient(m, g, m.constants[at.nearest(r)], squares, w);
+      }
     }
     __syncthreads();
     for (int k = 0; k < count; ++k) {
-      const int64_t row = first + k;
+      const int row = first + k;
+      const bool plain = apart && !rows.rows[row].is_far;
+      if (!plain) {
+        for (int r = 0; r < R; ++r)
+          pair_gradients<C>(m, rows, row, at.nearest(r), chunk, waiting.joint[k][r][at.lane], careful + r * C * kWarp);
+      }
       const PointGradients<C, S> point(rows, m, row, chunk);
-      const PairWeight<S> w = weigh(m, row, j);
-      const bool plain = is_plain(m, rows.rows[row], w);
-      const S joint = waiting.joint[k][at.lane];
 #pragma unroll
-      for (int i = 0; i < C; ++i) {
-        const S v = scaled_deviation(point.z[i], component.mu[i], component.precision[i]);
-        const S by = pair_gradient(m, rows, row, j, chunk, i, point, v, component.c[i], joint, plain, w);
-        const S by_v = by * v;  // v^2 alone may overflow where a density is 0
-        by_mean[i] += by_v;
-        by_square[i] = fma<S>(by, S(-0.5 / kLn2), fma<S>(by_v, v, by_square[i]));
+      for (int r = 0; r < R; ++r) {
+        const S joint = waiting.joint[k][r][at.lane];
+#pragma unroll
+        for (int i = 0; i < C; ++i) {
+          const S v = scaled_deviation(point.z[i], components[r].mu[i], components[r].precision[i]);
+          const S by =
+              plain ? plain_gradient(v, components[r].c[i], point.quotient[i], joint) : careful[(r * C + i) * kWarp];
+          const S by_v = by * v;  // v^2 alone may overflow where a density is 0
+          by_mean[r][i] += by_v;
+          by_square[r][i] = fma<S>(by, S(-0.5 / kLn2), fma<S>(by_v, v, by_square[r][i]));
+        }
       }
     }
     terms += count;
     if (terms < kRowsPerSum && first + count < at.end) continue;
     terms = 0;
-    if (writes) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (!at.has(r) || own_chunk >= m.chunks) continue;
+      double* sums = out + ((int64_t(at.part) * m.components + at.index(r)) * m.chunks + chunk) * 2 * C;
 #pragma unroll
       for (int i = 0; i < C; ++i) {
-        out[i] = (begun ? out[i] : 0) + double(by_mean[i]);
-        out[C + i] = (begun ? out[C + i] : 0) + double(by_square[i]);
+        sums[i] = (begun ? sums[i] : 0) + double(by_mean[r][i]);
+        sums[C + i] = (begun ? sums[C + i] : 0) + double(by_square[r][i]);
+        by_mean[r][i] = by_square[r][i] = S(0);
       }
     }
     begun = true;
-#pragma unroll
-    for (int i = 0; i < C; ++i) by_mean[i] = by_square[i] = S(0);
   }
 }
 
@@ -230,6 +311,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if (row >= m.rows) return;
   for (int64_t d = threadIdx.x % kWarp; d < m.dims; d += kWarp) {
     double sum = 0;
+#pragma unroll 4
     for (int64_t p = 0; p < parts; ++p) sum += double(in[(p * m.rows + row) * m.chunks * width + d]);
     d_z.at<T>(row, d) = T(Compute<T>(-2 * kLn2 * sum + add(row, d)));
   }
@@ -245,6 +327,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int d = int(threadIdx.x) % kWarp; d < m.dims; d += kWarp) {
     const int chunk = d / width, k = d % width;
     double by_mean = 0, by_square = 0;
+#pragma unroll 4
     for (int64_t p = 0; p < parts; ++p) {
       const double* sums = in + ((p * m.components + j) * m.chunks + chunk) * 2 * width + k;
       by_mean += sums[0];
@@ -281,9 +364,10 @@ void mixture_backward(const Device& device, const PackedMixture<T>& in, const Te
   const BackwardRows<S> packed{row_gradients, data(points), sums};
   with_width<S>(in.chunks, [&](auto width) {
     constexpr int C = decltype(width)::value;
-    FASTIB_RUN(device, (sum_row_gradients<S, C>), blocks_of_pairs(in.chunks, m.rows, row_parts), m.warps * kWarp, m,
-               row_parts, packed, data(by_rows));
-    FASTIB_RUN(device, (sum_column_gradients<S, C>), blocks_of_pairs(in.chunks, m.components, column_parts),
+    constexpr int R = kOwn<C, S>;
+    FASTIB_RUN(device, (sum_row_gradients<S, C>), (blocks_of_pairs<R>(in.chunks, m.rows, row_parts)), m.warps * kWarp,
+               m, row_parts, packed, data(by_rows));
+    FASTIB_RUN(device, (sum_column_gradients<S, C>), (blocks_of_pairs<R>(in.chunks, m.components, column_parts)),
                m.warps * kWarp, m, column_parts, packed, doubles(by_columns));
   });
   FASTIB_RUN(device, (finish_row_gradients<T, Add>), divide_up(m.rows, at_once), kThreads, m, in.chunks.width,

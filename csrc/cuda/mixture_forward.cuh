@@ -31,70 +31,118 @@ struct ForwardPartials {
   RunningSum<S>* joint;  // [parts, warps, rows]
 };
 
-// Adds the densities of a component in the dimensions of a chunk, and gives its squares.
+// Adds the densities of a component in the dimensions of a chunk, and gives its squares. No weight is one of 1.
 //
-// nvcc 13.0 makes 100 instructions of it for 16 dimensions on sm_90: 80 for the pipe of multiply-adds, 16 MUFU, 4
-// loads. With the loop, the weight and the joint sum it is about 12 slots of issue for a pair and dimension, and MUFU
-// takes 8: not the limit, so no share of the exponentials is a polynomial's, which would add to what is.
-template <int C, class S>
-FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& component, S weight, S (&sums)[C]) {
+// Of a pair and dimension that is five of the pipe of multiply-adds and a MUFU, which takes eight slots of issue: MUFU
+// is the limit, as long as loads, weights and the joint sum take less than two besides. nvcc 13.0 makes TODO of it.
+template <int C, class S, class Weight>
+FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& component, Weight weight, S (&sums)[C]) {
   S squares = 0;
 #pragma unroll
   for (int k = 0; k < C; ++k) {
     const S v = scaled_deviation(point.z[k], component.mu[k], component.precision[k]);
     squares = fma<S>(v, v, squares);
-    sums[k] = fma<S>(power_of_two(fma<S>(-v, v, component.c[k])), weight, sums[k]);
+    sums[k] = weight.add(power_of_two(fma<S>(-v, v, component.c[k])), sums[k]);
   }
   return squares;
 }
 
-template <class S, int C>
-__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks)
-    sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
-  FASTIB_SHARED(waiting, S[2][kWaiting][kWarp]);
-  const Place at(m.rows, m.components, parts);
-  const int64_t row = std::min(at.index, m.rows - 1);
-  const int own_chunk = at.panel * m.warps + at.warp, at_once = kWaiting / m.warps;
-  const Point<C, S> point(m, row, std::min(own_chunk, m.chunks - 1));
-  RunningSum<S> joint = no_terms<S>();
-  S sums[C] = {};
-  double totals[C] = {};
-  int terms = 0, turn = 0;
-  for (int64_t first = at.begin; first < at.end; first += at_once, turn ^= 1) {
-    const int count = int(std::min<int64_t>(at_once, at.end - first));
-    for (int k = 0; k < count; ++k) {
-      const int64_t j = first + k;
-      const S weight = weigh(m, row, j).weight;
-      S squares = 0;
-      for (int chunk = at.warp; chunk < m.chunks; chunk += m.warps) {
+// What pairs weigh in the sums: nearly all of them 1.
+struct NoWeight {
+  template <class S>
+  __device__ S add(S density, S sum) const {
+    return density + sum;
+  }
+};
+
+template <class S>
+struct Weight {
+  S weight;
+  __device__ S add(S density, S sum) const { return fma<S>(density, weight, sum); }
+};
+
+// What a lane of the forward pass has: points, and the sums of their densities in the dimensions of its warp's chunk.
+template <int C, class S>
+struct Densities {
+  static constexpr int R = kOwn<C, S>;
+  Point<C, S> points[R];
+  S sums[R][C] = {}, totals[R][C] = {};
+
+  __device__ Densities(const Mixture<S>& m, const Place<R>& at, int own_chunk) {
+    for (int r = 0; r < R; ++r) points[r] = Point<C, S>(m, at.nearest(r), std::min(own_chunk, m.chunks - 1));
+  }
+  // Adds those of component j, and gives its squares in all chunks that the warp has in any panel.
+  template <class WeightOf>
+  __device__ void add(const Mixture<S>& m, const Place<R>& at, int own_chunk, int64_t j, const WeightOf& weight_of,
+                      S (&squares)[R]) {
+    for (int chunk = at.warp; chunk < m.chunks; chunk += m.warps) {
+      if (chunk == own_chunk) {
         const Component<C, S> component(m, j, chunk);
-        squares += chunk == own_chunk ? add_densities(point, component, weight, sums)
-                                      : squares_of(Point<C, S>(m, row, chunk), component);
+#pragma unroll
+        for (int r = 0; r < R; ++r) squares[r] += add_densities(points[r], component, weight_of(r), sums[r]);
+      } else {
+#pragma unroll
+        for (int r = 0; r < R; ++r) squares[r] += squares_in_memory<C>(m, at.nearest(r), j, chunk);
       }
-      waiting[turn][at.warp * at_once + k][at.lane] = squares;
+    }
+  }
+  __device__ void flush() {
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int k = 0; k < C; ++k) add_to_total(totals[r][k], sums[r][k]);
+  }
+};
+
+template <class S, int C>
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
+    sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
+  constexpr int R = kOwn<C, S>;
+  FASTIB_SHARED(waiting, S[2][kWaiting<C, S>][R][kWarp]);
+  const Place<R> at(m.rows, m.components, parts);
+  const int own_chunk = at.panel * m.warps + at.warp, at_once = pairs_at_once<C, S>(m.warps);
+  Densities<C, S> own(m, at, own_chunk);
+  RunningSum<S> joint[R];
+  for (int r = 0; r < R; ++r) joint[r] = no_terms<S>();
+  const int partners = at.partners(m.row_offset);
+  int terms = 0, turn = 0;
+  for (int first = at.begin; first < at.end; first += at_once, turn ^= 1) {
+    const int count = std::min(at_once, at.end - first);
+    const bool plain = !m.given && at.apart(partners, first, count);
+    for (int k = 0; k < count; ++k) {
+      const int j = first + k;
+      S squares[R] = {};
+      if (plain) own.add(m, at, own_chunk, j, [](int) { return NoWeight(); }, squares);
+      else own.add(m, at, own_chunk, j, [&](int r) { return Weight<S>{weigh(m, at.nearest(r), j).weight}; }, squares);
+#pragma unroll
+      for (int r = 0; r < R; ++r) waiting[turn][at.warp * at_once + k][r][at.lane] = squares[r];
     }
     __syncthreads();  // the other half is read by now: all have come here since
     for (int k = at.warp; k < count; k += m.warps) {
-      S squares = 0;
-      for (int warp = 0; warp < m.warps; ++warp) squares += waiting[turn][warp * at_once + k][at.lane];
-      const PairWeight<S> w = weigh(m, row, first + k);
-      add_term(joint, joint_exponent(m, m.constants[first + k], squares, w), m.given ? S(1) : w.weight);
+      const S constant = m.constants[first + k];
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        S squares = 0;
+        for (int warp = 0; warp < m.warps; ++warp) squares += waiting[turn][warp * at_once + k][r][at.lane];
+        const PairWeight<S> w = plain ? PairWeight<S>{1, 0, 0} : weigh(m, at.nearest(r), first + k);
+        add_term(joint[r], joint_exponent(m, constant, squares, w), m.given ? S(1) : w.weight);
+      }
     }
     terms += count;
     if (terms < kTermsPerSum && first + count < at.end) continue;
     terms = 0;
-#pragma unroll
-    for (int k = 0; k < C; ++k) {
-      totals[k] += double(sums[k]);
-      sums[k] = S(0);
-    }
+    own.flush();
   }
-  if (at.index >= m.rows) return;
-  if (at.panel == 0) out.joint[(int64_t(at.part) * m.warps + at.warp) * m.rows + row] = joint;
-  if (own_chunk >= m.chunks) return;
-  S* marginals = out.marginals + ((int64_t(at.part) * m.rows + row) * m.chunks + own_chunk) * C;
 #pragma unroll
-  for (int k = 0; k < C; ++k) marginals[k] = S(totals[k]);
+  for (int r = 0; r < R; ++r) {
+    if (!at.has(r)) continue;
+    const int64_t row = at.index(r);
+    if (at.panel == 0) out.joint[(int64_t(at.part) * m.warps + at.warp) * m.rows + row] = joint[r];
+    if (own_chunk >= m.chunks) continue;
+    S* marginals = out.marginals + ((int64_t(at.part) * m.rows + row) * m.chunks + own_chunk) * C;
+#pragma unroll
+    for (int k = 0; k < C; ++k) marginals[k] = own.totals[r][k];
+  }
 }
 
 FASTIB_INLINE double warp_sum(double value) {
@@ -182,6 +230,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const int d = first + lane;
     double sum = 0, max = 0;
     if (d < m.dims)
+#pragma unroll 4
       for (int64_t p = 0; p < parts; ++p) sum += double(in.marginals[(p * m.rows + row) * m.chunks * width + d]);
     const bool is_far = d < m.dims && !(sum >= kFarSum<S>);
     for (unsigned far = __ballot_sync(kAllLanes, is_far); far != 0; far &= far - 1) {
@@ -215,8 +264,9 @@ void mixture_forward(const Device& device, const PackedMixture<T>& in, const Ten
   const ForwardPartials<S> partials{static_cast<S*>(marginals.data_ptr()),
                                     static_cast<RunningSum<S>*>(joint.data_ptr())};
   with_width<S>(in.chunks, [&](auto width) {
-    FASTIB_RUN(device, (sum_densities<S, decltype(width)::value>), blocks_of_pairs(in.chunks, m.rows, parts),
-               m.warps * kWarp, m, parts, partials);
+    constexpr int C = decltype(width)::value;
+    FASTIB_RUN(device, (sum_densities<S, C>), (blocks_of_pairs<kOwn<C, S>>(in.chunks, m.rows, parts)), m.warps * kWarp,
+               m, parts, partials);
   });
   FASTIB_RUN(device, (finish_densities<S, Done>), divide_up(m.rows, kThreads / kWarp), kThreads, m, in.chunks.width,
              parts.count, partials, static_cast<S*>(saved.data_ptr()), done);

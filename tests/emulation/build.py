@@ -16,7 +16,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # What nvcc is told too: nothing is contracted behind the formulas' back.
-FLAGS = ["-std=c++20", "-g1", "-fPIC", "-march=x86-64-v3", "-ffp-contract=off"]
+FLAGS = ["-std=c++20", "-g1", "-fPIC", "-Wno-attributes", "-march=x86-64-v3", "-ffp-contract=off"]
 MACROS = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
 COUNTED = ("-O1", "--coverage")  # how often each line is run: see lines.py
 # Of addresses and undefined behaviour, and of races: the libraries to load first, and the flags.
