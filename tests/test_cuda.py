@@ -62,7 +62,7 @@ def test_each_kernel_in_any_order_and_under_sanitizers() -> None:
     at_once(lambda module, env: _pass(module, EACH_KERNEL, [*OPERATORS], **env), runs)
 
 
-# What the checks must see: a name, the sanitizer, the edit, and what is said of it.
+# What the checks must see: a name, the sanitizer, the edit, and what is said of it. First of sums,
 FAULTS = [
     ("a barrier is missing", "thread", "= value;\n  __syncthreads();", "= value;", "data race"),
     ("blocks add to one sum", "thread", "else partials[blockIdx.x] = total;", "else partials[0] += total;", "data race"),
@@ -72,6 +72,11 @@ FAULTS = [
      "deadlock: of 256 threads 128 at a barrier"),
     ("memory is read unwritten", None, "threadIdx.x % kWarp == 0) of_warps", "threadIdx.x % kWarp == 99) of_warps", "nan"),
 ]  # fmt: skip
+# then of the passes over all pairs, into whose shared memory each warp copies what comes.
+FAULTS_OF_PAIRS = [
+    ("a copy is not waited for", None, "    wait_for_copies();\n", "", "nan"),
+    ("lanes do not wait for those that copy", "thread", "    __syncwarp();  //", "    //", "data race"),
+]
 USE = """
 import torch, conftest, fastib
 for shape in ((5, 3), (400, 5), (3, 9000)):
@@ -82,18 +87,38 @@ for shape in ((5, 3), (400, 5), (3, 9000)):
 """
 
 
-def _plant(folder: Path, name: str, sanitizer: str | None, before: str, after: str, said: str) -> None:
+USE_OF_PAIRS = """
+import torch, conftest, fastib
+z, mu, logvar = torch.randn(3, 70, 20)
+found, expected = (f.aggregate_posterior(z, mu, logvar, estimator="in_batch") for f in (fastib, fastib.reference))
+torch.testing.assert_close(found, expected)
+"""
+
+
+def _plant(
+    folder: Path,
+    file: str,
+    operator: str,
+    use: str,
+    name: str,
+    sanitizer: str | None,
+    before: str,
+    after: str,
+    said: str,
+) -> None:
     csrc = folder / name.replace(" ", "_")
     for part in ("cuda", "common"):
         shutil.copytree(ROOT / "csrc" / part, csrc / part)
-    header = csrc / "cuda" / "reduce.cuh"
+    header = csrc / "cuda" / file
     text = header.read_text()
     assert text.count(before) == 1, name
     header.write_text(text.replace(before, after))
     flags, env = (SANITIZERS[sanitizer][1][1:], sanitized(sanitizer)) if sanitizer else ((), {})
-    faulty = _run(build(flags, csrc, ["log_variance_penalty"]), "-c", USE, **env)
+    faulty = _run(build(flags, csrc, [operator]), "-c", use, **env)
     assert faulty.returncode != 0 and said in faulty.stderr, f"{name}: {faulty.stderr[-3000:]}"
 
 
 def test_planted_faults_are_seen(tmp_path: Path) -> None:
-    at_once(_plant, [(tmp_path, *fault) for fault in FAULTS])
+    of_sums = [(tmp_path, "reduce.cuh", "log_variance_penalty", USE, *fault) for fault in FAULTS]
+    of_pairs = [(tmp_path, "mixture_forward.cuh", "aggregate_posterior", USE_OF_PAIRS, *f) for f in FAULTS_OF_PAIRS]
+    at_once(_plant, [*of_sums, *of_pairs])

@@ -16,22 +16,12 @@ struct KeepTerms {
     squares += z * z;
   }
 
-  // The exponent of the row's own component in the joint, by a warp: the bits that the pass over all components saw.
-  __device__ S own_exponent(int64_t row) const {
-    const int64_t j = row + m.row_offset;
-    const int lane = int(threadIdx.x) % kWarp;
-    S of_warp = 0, squares = 0;  // of the warp of sum_densities that this lane stands for
-    for (int chunk = lane; lane < m.warps && chunk < m.chunks; chunk += m.warps)
-      of_warp += squares_in_memory<C>(m, row, j, chunk);
-    for (int warp = 0; warp < m.warps; ++warp) squares += __shfl_sync(kAllLanes, of_warp, warp);
-    return m.constants[j] - squares;
-  }
-
   __device__ void row(int64_t row, const RowResult<S>& result) {
     log_marginals = warp_sum(log_marginals);
     squares = warp_sum(squares);
     // log q(z|x) - log q(z) without their common part, so that it keeps its digits where both are large.
-    const double own = double(own_exponent(row)) - result.joint.max;
+    const S own_exponent = m.constants[row + m.row_offset] - squares_of_pair(m, C, row, row + m.row_offset);
+    const double own = double(own_exponent) - result.joint.max;
     if (threadIdx.x % kWarp != 0) return;
     terms[row] = kLn2 * own - ::log(result.joint.sum) - result.log_unit;
     terms[m.rows + row] = result.log_joint - log_marginals;

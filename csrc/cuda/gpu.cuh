@@ -27,6 +27,22 @@ __device__ __forceinline__ float approximate_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// Sixteen bytes from global to shared memory, without registers and without waiting. What a thread has copied is there
+// for it after wait_for_copies().
+__device__ __forceinline__ void copy_16_bytes(void* to, const void* from) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from)
+               : "memory");
+#else
+  *static_cast<int4*>(to) = *static_cast<const int4*>(from);
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 }  // namespace fastib::cuda
 #else
 #include "cuda_emulator.h"

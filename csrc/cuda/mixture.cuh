@@ -3,9 +3,12 @@
 // In the forward pass and in the one for the gradients of rows a lane has a point or two, and its warp a chunk of C
 // dimensions of the points of 32 lanes; components come one after another, the same for all lanes. In the pass for the
 // gradients of columns a lane has components, and points come. What is joint over the dimensions is summed over the
-// warps of a block by way of shared memory, for several pairs at once. Sums have an order that depends on the shapes
-// alone, and the exponent of a pair has the same bits in every pass. Where there are more dimensions than a block has,
-// others have the rest, and all sum the squares of all.
+// warps of a block by way of shared memory, for several pairs at once: those of a tile. A warp copies its chunk of the
+// next tile to shared memory meanwhile. Sums have an order that depends on the shapes alone, and the exponent of a pair
+// has the same bits in every pass. Where there are more dimensions than a block has, others have the rest, and all sum
+// the squares of all.
+//
+// A row's own component, of another weight than the others, is left out of all this; whoever finishes the sums adds it.
 #pragma once
 
 #include "../common/mixture.h"
@@ -14,28 +17,20 @@
 namespace fastib::cuda {
 
 constexpr int kMostWarps = 8;
-constexpr int kTermsPerSum = 64;  // of float, before they are added to a total
+constexpr int kTermsPerSum = 64;  // at most, before they are added to a total
 constexpr int kRowsPerSum = 256;  // the same for the gradients of columns, whose doubles are in memory
 
-// How many a lane has. What comes is in the registers of every lane, and costs as much of the way from the cache for
-// one as for two, which it is as long as the arithmetic: with one alone, a pass took twice its instructions.
+// How many a lane has. What comes must get to the registers of every lane, and takes as long for one as for two.
 template <int C, class S>
 constexpr int kOwn = sizeof(S) == 8 ? 1 : 16 / C;
 
-// Of which as many are on a multiprocessor at once: while one waits, another runs.
+// Blocks that are on a multiprocessor at once: while one waits, another runs.
 template <int C, class S>
 constexpr int kBlocksOfPairs = kOwn<C, S> == 1 ? 1 : 2;
 
-// Squares that wait in shared memory, of all warps, for each of the lanes and of what a lane has.
-template <int C, class S>
-constexpr int kWaiting = 512 / int(sizeof(S)) / kOwn<C, S>;
-
-// Of how many pairs squares wait at once.
-template <int C, class S>
-FASTIB_INLINE int pairs_at_once(int warps) {
-  const int most = kWaiting<C, S> / warps;
-  return most < kTermsPerSum ? most : kTermsPerSum;
-}
+// Pairs of a tile, times the warps of a block.
+template <class S>
+constexpr int kPairsOfTile = 256 / int(sizeof(S));
 
 // How dimensions are cut: the fewest panels, then the least padding, then the narrowest chunks.
 struct Chunks {
@@ -126,16 +121,16 @@ FASTIB_INLINE void load(const S* p, S (&out)[C]) {
   }
 }
 
+// Of a chunk; `packed` has one number for each dimension, then another.
 template <int C, class S>
 struct Component {
   S mu[C], precision[C], c[C];
 
   Component() = default;
-  __device__ Component(const Mixture<S>& m, int64_t j, int chunk) {
-    const S* p = m.packed + (j * m.chunks + chunk) * 4 * C;
-    load(p, mu);
-    load(p + C, precision);
-    load(p + 2 * C, c);
+  explicit __device__ Component(const S* packed) {
+    load(packed, mu);
+    load(packed + C, precision);
+    load(packed + 2 * C, c);
   }
 };
 
@@ -144,13 +139,33 @@ struct Point {
   S z[C];
 
   Point() = default;
-  __device__ Point(const Mixture<S>& m, int64_t row, int chunk) { load(m.points + (row * m.chunks + chunk) * C, z); }
+  explicit __device__ Point(const S* packed) { load(packed, z); }
+};
+
+// What comes, N numbers of a chunk of each: a tile of which the arithmetic is done, and the next one.
+template <int N, class S>
+struct Coming {
+  alignas(16) S values[2][kPairsOfTile<S>][N];
+
+  // Begins to copy the tile of a warp, which begins at `slot`; `from` are its first numbers, and `stride` to the next.
+  __device__ void copy(int turn, int slot, const S* from, int64_t stride, int count) {
+    constexpr int width = 16 / sizeof(S), vectors = N / width;
+    for (int i = int(threadIdx.x) % kWarp; i < count * vectors; i += kWarp) {
+      const int pair = i / vectors, at = i % vectors * width;
+      copy_16_bytes(&values[turn][slot + pair][at], from + pair * stride + at);
+    }
+  }
 };
 
 // c itself, of which sums relative to a maximum are made: the shift takes digits from small ones.
 template <class S>
 FASTIB_INLINE S unshifted(const Mixture<S>& m, int width, int64_t j, int chunk, int k) {
   return m.packed[((j * m.chunks + chunk) * 4 + 3) * width + k];
+}
+
+template <class S>
+FASTIB_INLINE S precision_of(const Mixture<S>& m, int width, int64_t j, int d) {
+  return m.packed[((j * m.chunks + d / width) * 4 + 1) * width + d % width];
 }
 
 template <class S>
@@ -170,24 +185,42 @@ FASTIB_INLINE S squares_of(const S (&z)[C], const Component<C, S>& component) {
 }
 
 // The same bits of a pair in a chunk that nobody has in registers, which are left to those that are.
-template <int C, class S>
-FASTIB_INLINE S squares_in_memory(const Mixture<S>& m, int64_t row, int64_t j, int chunk) {
-  constexpr int width = 16 / sizeof(S);
-  const S *point = m.points + (row * m.chunks + chunk) * C, *component = m.packed + (j * m.chunks + chunk) * 4 * C;
+template <class S>
+FASTIB_INLINE S squares_in_memory(const Mixture<S>& m, int width, int64_t row, int64_t j, int chunk) {
+  constexpr int at_once = 16 / sizeof(S);
+  const S* point = m.points + (row * m.chunks + chunk) * width;
+  const S* component = m.packed + (j * m.chunks + chunk) * 4 * width;
   S squares = 0;
 #pragma unroll 1
-  for (int i = 0; i < C; i += width) {
-    S z[width], mu[width], precision[width];
+  for (int i = 0; i < width; i += at_once) {
+    S z[at_once], mu[at_once], precision[at_once];
     load(point + i, z);
     load(component + i, mu);
-    load(component + C + i, precision);
+    load(component + width + i, precision);
 #pragma unroll
-    for (int k = 0; k < width; ++k) {
+    for (int k = 0; k < at_once; ++k) {
       const S v = scaled_deviation(z[k], mu[k], precision[k]);
       squares = fma<S>(v, v, squares);
     }
   }
   return squares;
+}
+
+// The squares of a pair in all dimensions, by a warp: the bits that the passes over all pairs see.
+template <class S>
+FASTIB_INLINE S squares_of_pair(const Mixture<S>& m, int width, int64_t row, int64_t j) {
+  const int lane = int(threadIdx.x) % kWarp;
+  S of_warp = 0, squares = 0;  // of the warp of a pass that this lane stands for
+  for (int chunk = lane; lane < m.warps && chunk < m.chunks; chunk += m.warps)
+    of_warp += squares_in_memory(m, width, row, j, chunk);
+  for (int warp = 0; warp < m.warps; ++warp) squares += __shfl_sync(kAllLanes, of_warp, warp);
+  return squares;
+}
+
+// The component of a row, if it has one of its own that no weight is given for.
+template <class S>
+FASTIB_INLINE bool has_own(const Mixture<S>& m, int64_t row) {
+  return !m.given && row + m.row_offset >= 0 && row + m.row_offset < m.components;
 }
 
 // The exponent of a pair's joint density, with its weight where that is given by its logarithm; -infinity, almost,

@@ -31,10 +31,11 @@ struct ForwardPartials {
   RunningSum<S>* joint;  // [parts, warps, rows]
 };
 
-// Adds the densities of a component in the dimensions of a chunk, and gives its squares. No weight is one of 1.
+// Adds the densities of a component in the dimensions of a chunk, and gives its squares.
 //
-// Of a pair and dimension that is five of the pipe of multiply-adds and a MUFU, which takes eight slots of issue: MUFU
-// is the limit, as long as loads, weights and the joint sum take less than two besides. nvcc 13.0 makes TODO of it.
+// nvcc 13.0 makes 101 instructions of it for 16 dimensions on sm_90, 80 for the pipe of multiply-adds and 16 MUFU, of
+// which each takes eight slots of issue: MUFU is the limit, as long as all else takes less than two slots for a
+// dimension. So no share of the exponentials is a polynomial's.
 template <int C, class S, class Weight>
 FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& component, Weight weight, S (&sums)[C]) {
   S squares = 0;
@@ -47,91 +48,96 @@ FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& c
   return squares;
 }
 
-// What pairs weigh in the sums: nearly all of them 1.
-struct NoWeight {
+// What a density weighs in the sums: 1, or that but for a row's own, or what is given.
+struct Alike {
   template <class S>
   __device__ S add(S density, S sum) const {
     return density + sum;
   }
 };
-
+struct AlikeButOwn {
+  bool own;
+  template <class S>
+  __device__ S add(S density, S sum) const {
+    return own ? sum : density + sum;
+  }
+};
 template <class S>
-struct Weight {
+struct Given {
   S weight;
   __device__ S add(S density, S sum) const { return fma<S>(density, weight, sum); }
-};
-
-// What a lane of the forward pass has: points, and the sums of their densities in the dimensions of its warp's chunk.
-template <int C, class S>
-struct Densities {
-  static constexpr int R = kOwn<C, S>;
-  Point<C, S> points[R];
-  S sums[R][C] = {}, totals[R][C] = {};
-
-  __device__ Densities(const Mixture<S>& m, const Place<R>& at, int own_chunk) {
-    for (int r = 0; r < R; ++r) points[r] = Point<C, S>(m, at.nearest(r), std::min(own_chunk, m.chunks - 1));
-  }
-  // Adds those of component j, and gives its squares in all chunks that the warp has in any panel.
-  template <class WeightOf>
-  __device__ void add(const Mixture<S>& m, const Place<R>& at, int own_chunk, int64_t j, const WeightOf& weight_of,
-                      S (&squares)[R]) {
-    for (int chunk = at.warp; chunk < m.chunks; chunk += m.warps) {
-      if (chunk == own_chunk) {
-        const Component<C, S> component(m, j, chunk);
-#pragma unroll
-        for (int r = 0; r < R; ++r) squares[r] += add_densities(points[r], component, weight_of(r), sums[r]);
-      } else {
-#pragma unroll
-        for (int r = 0; r < R; ++r) squares[r] += squares_in_memory<C>(m, at.nearest(r), j, chunk);
-      }
-    }
-  }
-  __device__ void flush() {
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int k = 0; k < C; ++k) add_to_total(totals[r][k], sums[r][k]);
-  }
 };
 
 template <class S, int C>
 __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
     sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
   constexpr int R = kOwn<C, S>;
-  FASTIB_SHARED(waiting, S[2][kWaiting<C, S>][R][kWarp]);
+  FASTIB_SHARED(coming, Coming<3 * C, S>);
+  FASTIB_SHARED(waiting, S[2][kPairsOfTile<S>][R][kWarp]);
   const Place<R> at(m.rows, m.components, parts);
-  const int own_chunk = at.panel * m.warps + at.warp, at_once = pairs_at_once<C, S>(m.warps);
-  Densities<C, S> own(m, at, own_chunk);
+  const int own_chunk = at.panel * m.warps + at.warp, chunk = std::min(own_chunk, m.chunks - 1);
+  const int at_once = kPairsOfTile<S> / m.warps, slot = at.warp * at_once;
+  const int64_t stride = int64_t(m.chunks) * 4 * C;
+  const S* components = m.packed + int64_t(chunk) * 4 * C;
+  Point<C, S> points[R];
   RunningSum<S> joint[R];
-  for (int r = 0; r < R; ++r) joint[r] = no_terms<S>();
+  S sums[R][C] = {}, totals[R][C] = {};
+  for (int r = 0; r < R; ++r) {
+    points[r] = Point<C, S>(m.points + (int64_t(at.nearest(r)) * m.chunks + chunk) * C);
+    joint[r] = no_terms<S>();
+  }
   const int partners = at.partners(m.row_offset);
   int terms = 0, turn = 0;
+  coming.copy(0, slot, components + at.begin * stride, stride, std::min(at_once, at.end - at.begin));
   for (int first = at.begin; first < at.end; first += at_once, turn ^= 1) {
-    const int count = std::min(at_once, at.end - first);
-    const bool plain = !m.given && at.apart(partners, first, count);
+    const int count = std::min(at_once, at.end - first), next = std::min(at_once, at.end - first - count);
+    const bool alike = !m.given && at.apart(partners, first, count);
+    S constant = m.constants[std::min(first + at.warp, at.end - 1)];  // long before it is used
+    wait_for_copies();
+    __syncwarp();  // all copies of the warp are there, and what it did with the tile before is done
+    coming.copy(turn ^ 1, slot, components + (first + count) * stride, stride, next);
     for (int k = 0; k < count; ++k) {
       const int j = first + k;
       S squares[R] = {};
-      if (plain) own.add(m, at, own_chunk, j, [](int) { return NoWeight(); }, squares);
-      else own.add(m, at, own_chunk, j, [&](int r) { return Weight<S>{weigh(m, at.nearest(r), j).weight}; }, squares);
+      for (int other = at.warp; other < m.chunks; other += m.warps) {
+        if (other != own_chunk) {
 #pragma unroll
-      for (int r = 0; r < R; ++r) waiting[turn][at.warp * at_once + k][r][at.lane] = squares[r];
+          for (int r = 0; r < R; ++r) squares[r] += squares_in_memory(m, C, at.nearest(r), j, other);
+          continue;
+        }
+        const Component<C, S> component(coming.values[turn][slot + k]);
+        const auto add = [&](auto weight) {
+#pragma unroll
+          for (int r = 0; r < R; ++r) squares[r] += add_densities(points[r], component, weight(r), sums[r]);
+        };
+        if (alike) add([](int) { return Alike(); });
+        else if (!m.given) add([&](int r) { return AlikeButOwn{m.is_own(at.nearest(r), j)}; });
+        else add([&](int r) { return Given<S>{weigh(m, at.nearest(r), j).weight}; });
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) waiting[turn][slot + k][r][at.lane] = squares[r];
     }
     __syncthreads();  // the other half is read by now: all have come here since
     for (int k = at.warp; k < count; k += m.warps) {
-      const S constant = m.constants[first + k];
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         S squares = 0;
+#pragma unroll 2  // with more, a number spills on sm_100
         for (int warp = 0; warp < m.warps; ++warp) squares += waiting[turn][warp * at_once + k][r][at.lane];
-        const PairWeight<S> w = plain ? PairWeight<S>{1, 0, 0} : weigh(m, at.nearest(r), first + k);
+        PairWeight<S> w{1, 0, 0};
+        if (m.given) w = weigh(m, at.nearest(r), first + k);
+        else if (!alike && m.is_own(at.nearest(r), first + k)) w.weight = 0;
         add_term(joint[r], joint_exponent(m, constant, squares, w), m.given ? S(1) : w.weight);
       }
+      constant = m.constants[std::min(first + k + m.warps, at.end - 1)];
     }
     terms += count;
-    if (terms < kTermsPerSum && first + count < at.end) continue;
+    if (terms < kTermsPerSum && next > 0) continue;
     terms = 0;
-    own.flush();
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int k = 0; k < C; ++k) add_to_total(totals[r][k], sums[r][k]);
   }
 #pragma unroll
   for (int r = 0; r < R; ++r) {
@@ -141,7 +147,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
     if (own_chunk >= m.chunks) continue;
     S* marginals = out.marginals + ((int64_t(at.part) * m.rows + row) * m.chunks + own_chunk) * C;
 #pragma unroll
-    for (int k = 0; k < C; ++k) marginals[k] = own.totals[r][k];
+    for (int k = 0; k < C; ++k) marginals[k] = totals[r][k];
   }
 }
 
@@ -189,10 +195,10 @@ struct FarSum {
   }
 };
 
-// The parts of a row's joint sum as one, by a warp.
+// The parts of a row's joint sum as one, and its own component, by a warp.
 template <class S>
-FASTIB_INLINE RunningSum<double> joint_of_row(const Mixture<S>& m, const ForwardPartials<S>& in, int64_t parts,
-                                              int64_t row) {
+FASTIB_INLINE RunningSum<double> joint_of_row(const Mixture<S>& m, int width, const ForwardPartials<S>& in,
+                                              int64_t parts, int64_t row) {
   const int lane = int(threadIdx.x) % kWarp;
   S largest = std::numeric_limits<S>::lowest();
   for (int64_t p = lane; p < parts * m.warps; p += kWarp) {
@@ -205,7 +211,22 @@ FASTIB_INLINE RunningSum<double> joint_of_row(const Mixture<S>& m, const Forward
     const RunningSum<S> part = in.joint[p * m.rows + row];
     sum += double(part.sum * power_of_two(part.max - largest));
   }
-  return {double(largest), warp_sum(sum)};
+  RunningSum<double> joint{double(largest), warp_sum(sum)};
+  if (!has_own(m, row)) return joint;
+  const int64_t j = row + m.row_offset;
+  const PairWeight<S> w = weigh(m, row, j);
+  const S squares = squares_of_pair(m, width, row, j);
+  add_term(joint, double(joint_exponent(m, m.constants[j], squares, w)), double(w.weight));
+  return joint;
+}
+
+// The density of a row's own component in one dimension, with its weight.
+template <class S>
+FASTIB_INLINE double own_density(const Mixture<S>& m, int width, int64_t row, int d) {
+  const int chunk = d / width, k = d % width;
+  const S* p = m.packed + ((row + m.row_offset) * m.chunks + chunk) * 4 * width + k;
+  const S v = scaled_deviation(m.points[(row * m.chunks + chunk) * width + k], p[0], p[width]);
+  return double(power_of_two(fma<S>(-v, v, p[2 * width]))) * double(m.own);
 }
 
 // What a row's sums come to, for the functor that makes results of them.
@@ -229,9 +250,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int first = 0; first < m.dims; first += kWarp) {
     const int d = first + lane;
     double sum = 0, max = 0;
-    if (d < m.dims)
+    if (d < m.dims) {
 #pragma unroll 4
       for (int64_t p = 0; p < parts; ++p) sum += double(in.marginals[(p * m.rows + row) * m.chunks * width + d]);
+      if (has_own(m, row)) sum += own_density(m, width, row, d);
+    }
     const bool is_far = d < m.dims && !(sum >= kFarSum<S>);
     for (unsigned far = __ballot_sync(kAllLanes, is_far); far != 0; far &= far - 1) {
       const int which = __ffs(far) - 1;
@@ -243,7 +266,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     saved[2 + m.dims + d] = S(max);
     done.marginal(row, d, ::log(sum) + kLn2 * (is_far ? max : m.shift[d]) + log_unit - 0.5 * kLog2Pi);
   }
-  const RunningSum<double> joint = joint_of_row(m, in, parts, row);
+  const RunningSum<double> joint = joint_of_row(m, width, in, parts, row);
   if (lane == 0) {
     saved[0] = S(joint.max);
     saved[1] = S(joint.sum);

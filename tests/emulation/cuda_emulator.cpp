@@ -196,11 +196,12 @@ void prepare_fiber(int i, uint3 block, dim3 block_size, dim3 grid_size) {
   Fiber& f = fibers[i];
   const auto n = unsigned(i);
   f.number = i;
-  f.thread = {{n % block_size.x, n / block_size.x % block_size.y, n / (block_size.x * block_size.y)},
-              block,
-              block_size,
-              grid_size,
-              i % kWarp};
+  f.thread.index = {n % block_size.x, n / block_size.x % block_size.y, n / (block_size.x * block_size.y)};
+  f.thread.block = block;
+  f.thread.block_size = block_size;
+  f.thread.grid_size = grid_size;
+  f.thread.lane = i % kWarp;
+  f.thread.copies_begun = 0;
   if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(f.stack, kStack);
   void** top = reinterpret_cast<void**>(f.stack + kStack) - 1;
   *top = nullptr;  // a return address that is never taken; it leaves the stack as a function finds it

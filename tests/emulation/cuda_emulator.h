@@ -8,7 +8,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <tuple>
 #include <type_traits>
 
@@ -49,6 +51,11 @@ struct Thread {
   uint3 index, block;
   dim3 block_size, grid_size;
   int lane;
+  struct Copy {
+    void* to;
+    const void* from;
+  } copies[64];  // begun, and not waited for
+  int copies_begun;
 };
 extern Thread* current;
 
@@ -122,6 +129,18 @@ T __shfl_sync(unsigned mask, T value, int source) {
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return unsigned(emulator::warp_operation(emulator::WarpOperation::vote, mask, predicate != 0, 0));
+}
+
+// A copy is not there before it is waited for.
+inline void copy_16_bytes(void* to, const void* from) {
+  emulator::Thread& thread = *emulator::current;
+  if (size_t(thread.copies_begun) == std::size(thread.copies)) std::abort();
+  thread.copies[thread.copies_begun++] = {to, from};
+}
+inline void wait_for_copies() {
+  emulator::Thread& thread = *emulator::current;
+  for (int i = 0; i < thread.copies_begun; ++i) std::memcpy(thread.copies[i].to, thread.copies[i].from, 16);
+  thread.copies_begun = 0;
 }
 
 inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
