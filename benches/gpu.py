@@ -110,7 +110,10 @@ def _fault(ended: Ended, lines: int = 12) -> str | None:
     if ended.status == 0:
         return None
     how = "its time was over" if ended.status is None else f"exit status {ended.status}"
-    return "\n".join([f"{ended.name}: {how}", *ended.output.splitlines()[-lines:]])
+    said = ended.output.splitlines()
+    crashes = [i for i, line in enumerate(said) if line.startswith("Fatal Python error")]
+    shown = said[crashes[0] :][: 2 * lines] if crashes else said[-lines:]  # a crash first says where it was
+    return "\n".join([f"{ended.name}: {how}", *shown])
 
 
 def part(name: str, backend: str, *options: str, **env: str) -> Job:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import estimators, gpu, large_batches
+from benches import estimators, large_batches
 from benches.tables import markdown, number
 
 README = Path(__file__).parent.parent / "README.md"
@@ -72,13 +72,41 @@ def card_section(path: Path) -> str:
     header, *rows = map(json.loads, path.read_text().splitlines())
     rates = header["rates"]["cuda"]
     return (
-        f"Forward and backward, or forward alone where it says so: ms of a replay of a CUDA graph that finds nothing in "
-        f"the cache / ms of a call as it is written / MiB that a call takes beyond its inputs. {header['card']}, driver "
-        f"{header['driver']}, CUDA {header['cuda']}, PyTorch {header['torch']}, Triton {header['triton']}, commit "
-        f"{_commit(header)}, {header['date']}. The floor is the least time that the bytes or the exponentials take at "
-        f"the rates of the same run: {number(rates['bytes_per_second'] / 1e12)} TB/s of a copy and "
-        f"{number(rates['exponentials_per_second'] / 1e12)} * 10^12 exponentials per second.\n\n{gpu.table(rows)}"
+        f"Forward and backward, or forward alone where it says so, in ms of a replay of a CUDA graph that finds nothing in "
+        f"the cache, and in brackets as a multiple of cuda's; then MiB that a call takes beyond its inputs: "
+        f"{header['card']}, driver {header['driver']}, CUDA {header['cuda']}, PyTorch {header['torch']}, Triton "
+        f"{header['triton']}, commit {_commit(header)}, {header['date']}. The floor is the least time that the bytes or "
+        f"the exponentials take at the rates of the same run: {number(rates['bytes_per_second'] / 1e12)} TB/s of a copy "
+        f"and {number(rates['exponentials_per_second'] / 1e12)} * 10^12 exponentials per second.\n\n{card_table(rows)}"
     )
+
+
+def card_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each case; fastib's contenders are its backends."""
+    cases: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        who = row["backend"] if row["contender"] == "fastib" else row["contender"]
+        cases.setdefault((row["operator"], row["shape"], row["dtype"]), {}).setdefault(who, row)
+    names = list(dict.fromkeys(name for found in cases.values() for name in found))
+    contenders = sorted(names, key=("cuda", "triton", *names).index)
+    lines = [["operator", "shape", "dtype", *contenders, "floor", "MiB", *contenders[2:]]]
+    for case, found in cases.items():
+        times = [_time_on_card(found, name) for name in contenders]
+        memory = [_mebibytes(found.get(name)) for name in ("cuda", *contenders[2:])]
+        floor = f"{number(found['cuda']['floor_ms'])} {found['cuda']['floor_kind']}"
+        lines.append([*case, *times, floor, *memory])
+    return markdown(lines)
+
+
+def _time_on_card(found: dict[str, dict[str, Any]], name: str) -> str:
+    if name not in found:
+        return ""
+    time, cuda = found[name]["median_ms"], found["cuda"]["median_ms"]
+    return number(time) + ("" if name == "cuda" else f" ({number(time / cuda)}x)")
+
+
+def _mebibytes(row: dict[str, Any] | None) -> str:
+    return "" if row is None else number(row["peak_bytes"] / 2**20)
 
 
 def large_section(path: Path) -> str:

@@ -17,7 +17,7 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent))  # benches is not installed: it runs from the checkout
 
 import fastib
-from benches import estimators, floors, gpu, harness, large_batches, on_device, report, run, suites
+from benches import estimators, floors, gpu, harness, large_batches, on_device, report, run, suites, tables
 from fastib import _fallback
 
 QUICK = run.select(None, quick=True)
@@ -316,6 +316,8 @@ def test_what_parts_say() -> None:
     good, bad = '{"passed": "x"}\n', '{"failed": "y", "why": "z"}\n'
     for status, output, passed in ((0, good, True), (0, good + bad, False), (0, "", False), (3, good, False)):
         assert gpu.checked([gpu.Ended("part", status, output)]).passed == passed
+    crash = "Fatal Python error: Segmentation fault\n  the innermost frame\n" + 40 * "an outer frame\n"
+    assert "the innermost frame" in gpu.checked([gpu.Ended("part", -11, good + crash)]).said
     assert "part: y: z" in gpu.checked([gpu.Ended("part", 0, bad)]).said
 
 
@@ -422,15 +424,24 @@ def test_rows_of_a_gpu_are_written_and_not_taken_for_a_cpu(tmp_path: Path, monke
         1e3 * 2 * 64 * 64 * 10 / 1e9
     )
 
-    header = {"header": {"date": "2026-01-02", "card": "A Card 80GB"}, "rates": {"bytes_per_second": 1e10}}
+    of_where = {"driver": "1", "cuda": "13.0", "torch": "2.11", "triton": "3.6", "commit": "0123456789", "dirty": False}
+    rates = {"bytes_per_second": 3e12, "exponentials_per_second": 4e12}
+    header = {"header": {"date": "2026-01-02", "card": "A Card 80GB"} | of_where, "rates": rates}
     setting = gpu.Setting("9.0", tmp_path, failed=("tests",))
-    said = gpu.written({"cuda": [header, *lines], "triton": []}, setting)
+    said = gpu.written({"cuda": [header, *lines], "triton": [of_triton]}, setting)
     path = tmp_path / "2026-01-02-a-card-80gb.jsonl"
-    assert said.endswith(f"saved {path.name}") and len(said.splitlines()) == 2 + len(cases) + 1
+    assert said.endswith(f"saved {path.name}") and len(said.splitlines()) == 2 + len(cases) + 2
     first, *saved = map(json.loads, path.read_text().splitlines())
-    assert saved == rows
+    assert saved == rows + of_triton["rows"]
     assert first == header["header"] | {"failed": ["tests"], "rates": {"cuda": header["rates"]}}
-    assert report.newest(tmp_path) == []
+    assert report.newest(tmp_path) == [] and report.newest(tmp_path, of_cards=True) == [path]
+    section = report.card_section(path)
+    assert "A Card 80GB" in section and "3.00 TB/s" in section and "commit 012345678, " in section
+    columns, _, *table = section[section.index("| operator") :].splitlines()
+    assert [c.strip() for c in columns.split("|")[4:7]] == ["cuda", "triton", "eager"] and len(table) == len(cases)
+    cells = [c.strip() for c in table[0].split("|")]
+    ratio = of_triton["rows"][0]["median_ms"] / rows[0]["median_ms"]
+    assert cells[4] == tables.number(rows[0]["median_ms"]) and cells[5].endswith(f"({tables.number(ratio)}x)")
     assert gpu.written({"cuda": []}, setting) == "no rows"
 
 
