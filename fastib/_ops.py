@@ -1,9 +1,10 @@
 """The operators: for each its schema, its fake, and its autograd.Function. The table of contents of the kernels.
 
 Kernels register their implementation under these schemas: C++ and CUDA ones when fastib._C and fastib._C_cuda are
-loaded, Triton's where `_backends` says, the plain-PyTorch `_fallback.KERNELS` beneath them. Only this file calls torch.ops.fastib. `reduction` is a `Reduction`, and `scale`
-multiplies what it gives; a `floor` above 0 holds for each element before that. Noise comes from `noise`, or else from
-`rng`. `wanted` has bit i set where gradient i is wanted; the others are empty tensors.
+loaded, Triton's where `_backends` says, the plain-PyTorch `_fallback.KERNELS` beneath them. Only this file calls
+torch.ops.fastib. `reduction` is a `Reduction`, and `scale` multiplies what it gives; a `floor` above 0 holds for each
+element before that. Noise comes from `noise`, or else from `rng`. `wanted` has bit i set where gradient i is wanted; the
+others are empty tensors.
 """
 
 from __future__ import annotations

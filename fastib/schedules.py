@@ -20,7 +20,8 @@ from fastib._arguments import check_number
 class Schedule(nn.Module, abc.ABC):
     """A number that depends on the optimiser step. Subclasses say how, in `at`.
 
-    `value` is float64, whatever dtype the module is cast to, and on the module's device.
+    `value` is float64, whatever dtype the module is cast to, and on the module's device. A CUDA graph sees it move only
+    where that is the GPU: what is on the CPU is a constant of the graph, as any number is.
     """
 
     value: Tensor

@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor> aggregate_posterior(const Tensor& z, const Te
   } else {
     FASTIB_PACK(m);
     const AggregatePosteriorArguments a{&m, to_log_qz, Matrix(log_qz_marginals), Matrix(saved)};
-    run_chunks(FASTIB_KERNEL_OF(m.dtype, forward), a, m.row_chunks());
+    run_chunks_of_pairs(FASTIB_KERNEL_OF(m.dtype, forward), a, m.row_chunks(), m.weights_given());
   }
   return {log_qz, log_qz_marginals, saved};
 }

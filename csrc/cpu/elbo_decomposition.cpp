@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, c
   } else {
     FASTIB_PACK(m);
     const ElboDecompositionArguments a{&m, Matrix(saved), terms.data()};
-    run_chunks(FASTIB_KERNEL_OF(m.dtype, forward), a, m.row_chunks());
+    run_chunks_of_pairs(FASTIB_KERNEL_OF(m.dtype, forward), a, m.row_chunks(), m.weights_given());
   }
   const Tensor* outputs[] = {&mi, &tc, &kl};
   for (int k = 0; k < 3; ++k) {

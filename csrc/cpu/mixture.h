@@ -47,6 +47,7 @@ struct Mixture : PairWeighting {
 
   Mixture(const Tensor& z, const Tensor& mu, const Tensor& logvar, const MaybeTensor& log_weights, double w_self,
           double w_other, int64_t row_offset);
+  bool weights_given() const { return log_weights || by_logarithm; }  // of each pair
   bool is_double() const { return dtype == ScalarType::Double; }
   int64_t element_size() const { return is_double() ? sizeof(double) : sizeof(float); }
   // What the forward pass leaves to the backward pass, per row: the joint's maximum and sum, then the sums of the
@@ -81,12 +82,12 @@ struct PartialGradients {
     run_chunks(FASTIB_KERNEL_OF((m).dtype, pack), m, (m).component_chunks());         \
   } while (false)
 
-#define FASTIB_BACKWARD(m, partial, arguments)                                                 \
-  do {                                                                                         \
-    run_chunks(FASTIB_KERNEL_OF((m).dtype, backward), arguments, (partial).tasks());           \
-    run_chunks(FASTIB_KERNEL_OF((m).dtype, backward_far), arguments, (partial).groups);        \
-    run_chunks(FASTIB_KERNEL_OF((m).dtype, write_rows), arguments, (m).row_chunks());          \
-    run_chunks(FASTIB_KERNEL_OF((m).dtype, write_columns), arguments, (m).component_chunks()); \
+#define FASTIB_BACKWARD(m, partial, arguments)                                                                        \
+  do {                                                                                                                \
+    run_chunks_of_pairs(FASTIB_KERNEL_OF((m).dtype, backward), arguments, (partial).tasks(), (m).weights_given());    \
+    run_chunks_of_pairs(FASTIB_KERNEL_OF((m).dtype, backward_far), arguments, (partial).groups, (m).weights_given()); \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, write_rows), arguments, (m).row_chunks());                                 \
+    run_chunks(FASTIB_KERNEL_OF((m).dtype, write_columns), arguments, (m).component_chunks());                        \
   } while (false)
 
 }  // namespace fastib

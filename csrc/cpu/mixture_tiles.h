@@ -151,7 +151,7 @@ static void weigh(PairWeights<S>& w, const Mixture& m, const Points<S>& p, int64
 
 template <class S>
 FASTIB_INLINE Weights mode_of(const Mixture& m, const Points<S>& p, int64_t tile) {
-  if (m.log_weights || m.by_logarithm) return Weights::given;
+  if (m.weights_given()) return Weights::given;
   const int64_t first_own = p.first + m.row_offset, last_own = first_own + p.count - 1;
   const bool has_own = tile >= first_own / kLanes<S> && tile <= last_own / kLanes<S>;
   return has_own ? Weights::own : Weights::equal;
