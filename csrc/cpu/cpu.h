@@ -68,7 +68,7 @@ inline void finish_streams() {
 }
 
 // Results below the normal numbers are 0 while this lives. Of a mixture's densities some always are, and an Intel CPU
-// takes 150 cycles for each: most of the time of the gradients.
+// takes so long for each that they were three quarters of the time, and more.
 class FlushSubnormals {
  public:
 #ifdef __x86_64__
