@@ -129,16 +129,18 @@ def check_number(name: str, value: Any, minimum: float = -math.inf, dtype: torch
 
 
 REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
-_UNSCALED = {"none": Reduction.NONE, "sample": Reduction.SAMPLE, "sum": Reduction.SUM}
+_UNDIVIDED = {"none": Reduction.NONE, "sample": Reduction.SAMPLE, "sum": Reduction.SUM}
 
 
-def reduction_of(reduction: Any, shape: torch.Size) -> tuple[int, float]:
-    """The kind of reduction and the factor that `reduction` means for a loss of one value per element of `shape`."""
+def reduction_of(reduction: Any, shape: torch.Size) -> tuple[int, int]:
+    """The kind of reduction and the divisor that `reduction` means for a loss of one value per element of `shape`.
+
+    Operators take it instead of its inverse, as an integer: one graph of torch.compile then serves all batches.
+    """
     check_choice("reduction", reduction, REDUCTIONS)
-    if reduction in _UNSCALED:
-        return _UNSCALED[reduction], 1.0
-    count = shape.numel() if reduction == "mean" else batch_size(shape)
-    return Reduction.SUM, 1.0 / count if count else math.nan
+    if reduction in _UNDIVIDED:
+        return _UNDIVIDED[reduction], 1
+    return Reduction.SUM, shape.numel() if reduction == "mean" else batch_size(shape)
 
 
 def batch_size(shape: torch.Size) -> int:
@@ -189,7 +191,22 @@ def algorithm_of(algorithm: Any) -> int:
     return _ALGORITHMS[algorithm]
 
 
-ESTIMATORS = ("mss", "mws", "in_batch", "leave_one_out")
+class Estimator:
+    """Where the weights of a mixture come from. Estimator in csrc/common/mixture.h has the same numbers."""
+
+    GIVEN = 0
+    MSS = 1
+    MWS = 2
+    IN_BATCH = 3
+    LEAVE_ONE_OUT = 4
+
+
+ESTIMATORS = {
+    "mss": Estimator.MSS,
+    "mws": Estimator.MWS,
+    "in_batch": Estimator.IN_BATCH,
+    "leave_one_out": Estimator.LEAVE_ONE_OUT,
+}
 
 
 def check_posteriors(z: Any, mu: Any, logvar: Any) -> None:
@@ -215,9 +232,9 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name} must be at most {LARGEST_INTEGER}, got {value}")
 
 
-def estimator_weights(estimator: Any, dataset_size: Any, components: int) -> tuple[float, float]:
-    """(w_self, w_other): what a row's own component weighs in its mixture, and what each of the others does."""
-    check_choice("estimator", estimator, ESTIMATORS)
+def estimator_of(estimator: Any, dataset_size: Any, components: int) -> tuple[int, int]:
+    """The estimator and the size of the data set as operators take them: 0 where there is none."""
+    check_choice("estimator", estimator, tuple(ESTIMATORS))
     if dataset_size is None and estimator in ("mss", "mws"):
         raise ValueError(f"dataset_size must be given with estimator={estimator!r}: it is never guessed")
     if dataset_size is not None:
@@ -226,18 +243,9 @@ def estimator_weights(estimator: Any, dataset_size: Any, components: int) -> tup
             raise ValueError(
                 f"dataset_size must be at least the number of components, {components}, got {dataset_size}"
             )
-    others = components - 1
-    if estimator in ("mss", "leave_one_out") and others == 0:
+    if estimator in ("mss", "leave_one_out") and components == 1:
         raise ValueError(f"estimator={estimator!r} needs at least two components, mu has {components}")
-    if estimator == "in_batch":
-        return 1 / components, 1 / components
-    if estimator == "leave_one_out":
-        return 0.0, 1 / others
-    if estimator == "mws":
-        return 1 / (dataset_size * components), 1 / (dataset_size * components)
-    if dataset_size == components:
-        return 1 / components, 1 / components  # the same number, so that no row needs a component of its own
-    return 1 / dataset_size, (dataset_size - 1) / (dataset_size * others)
+    return ESTIMATORS[estimator], dataset_size or 0
 
 
 SAMPLE_REDUCTIONS = ("none", "sum", "mean")
@@ -245,28 +253,26 @@ SAMPLE_REDUCTIONS = ("none", "sum", "mean")
 
 def decomposition(
     z: Any, mu: Any, logvar: Any, dataset_size: Any, estimator: Any, row_offset: Any, reduction: Any
-) -> tuple[float, float, int, int, float]:
-    """The weights of the estimator, the offset, and the reduction of one value per sample as its kind and factor."""
+) -> tuple[int, int, int, int, int]:
+    """The estimator and its N, the offset, and the reduction of one value per sample as its kind and divisor."""
     check_posteriors(z, mu, logvar)
     if row_offset is not None:
         check_part(row_offset, z, mu)
     elif z.shape[0] != mu.shape[0]:
         raise ValueError(f"z must have one row for each row of mu, {mu.shape[0]}, got {z.shape[0]}")
-    weights = estimator_weights(estimator, dataset_size, mu.shape[0])
+    weighting = estimator_of(estimator, dataset_size, mu.shape[0])
     check_choice("reduction", reduction, SAMPLE_REDUCTIONS)
     kind = Reduction.NONE if reduction == "none" else Reduction.SUM
-    rows = z.shape[0]
-    scale = 1.0 if reduction != "mean" else 1 / rows if rows else math.nan
-    return *weights, row_offset or 0, kind, scale
+    return *weighting, row_offset or 0, kind, z.shape[0] if reduction == "mean" else 1
 
 
 def mixture_weights(
     estimator: Any, dataset_size: Any, weights: Any, log_weights: Any, z: Tensor, mu: Tensor
-) -> tuple[float, float]:
-    """The two weights that the arguments of `aggregate_posterior` stand for. With `log_weights` they mean nothing."""
+) -> tuple[int, int, float, float]:
+    """The estimator and its N, and the weights given, that the arguments of `aggregate_posterior` stand for."""
     given = [name for name, value in (("weights", weights), ("log_weights", log_weights)) if value is not None]
     if not given:
-        return estimator_weights(estimator, dataset_size, mu.shape[0])
+        return *estimator_of(estimator, dataset_size, mu.shape[0]), 1.0, 1.0
     if len(given) == 2 or estimator != "mss":
         other = "log_weights" if len(given) == 2 else f"estimator={estimator!r}"
         raise ValueError(f"{given[0]} must be None with {other}: each says what the components weigh")
@@ -281,20 +287,25 @@ def mixture_weights(
             raise ValueError(f"log_weights must be on the device of mu, {mu.device}, got {log_weights.device}")
         if log_weights.requires_grad:
             raise ValueError("log_weights must not require a gradient: it has none here, got requires_grad=True")
-        return 1.0, 1.0
+        return Estimator.GIVEN, 0, 1.0, 1.0
     if not isinstance(weights, (tuple, list)) or len(weights) != 2:
         raise TypeError(f"weights must be two numbers, (w_self, w_other), got {weights!r}")
     for name, weight in zip(("weights[0]", "weights[1]"), weights, strict=True):
         check_number(name, weight, minimum=0.0)
     if weights[0] == weights[1] == 0:
         raise ValueError(f"weights must not both be 0, got {weights!r}")
-    return float(weights[0]), float(weights[1])
+    return Estimator.GIVEN, 0, float(weights[0]), float(weights[1])
 
 
-def check_row_offset(row_offset: Any, weights: tuple[float, float], z: Tensor, mu: Tensor) -> None:
+def check_row_offset(row_offset: Any, weighting: tuple[int, int, float, float], z: Tensor, mu: Tensor) -> None:
     """Row i's own component is i + row_offset, which must exist where it weighs more or less than the others."""
     check_integer("row_offset", row_offset, 0)
-    if weights[0] != weights[1]:
+    estimator, dataset_size, w_self, w_other = weighting
+    if estimator == Estimator.MSS:
+        weighs_as_others = dataset_size == mu.shape[0]
+    else:
+        weighs_as_others = estimator != Estimator.LEAVE_ONE_OUT and w_self == w_other
+    if not weighs_as_others:
         check_part(row_offset, z, mu)
 
 

@@ -57,7 +57,7 @@ def _gaussian_kl_kernel(
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     reduction: int,
-    scale: float,
+    divisor: int,
     floor: float,
 ) -> Tensor:
     kl = _formulas.kl_elements(mu, logvar, prior_mu, prior_logvar)
@@ -66,7 +66,7 @@ def _gaussian_kl_kernel(
     return (
         _dense(kl, torch.empty_like(mu, dtype=kl.dtype))
         if reduction == Reduction.NONE
-        else _formulas.reduce(kl, reduction, scale)
+        else _formulas.reduce(kl, reduction, divisor)
     )
 
 
@@ -77,12 +77,12 @@ def _gaussian_kl_backward(
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     reduction: int,
-    scale: float,
+    divisor: int,
     floor: float,
     wanted: int,
 ) -> tuple[Tensor, ...]:
     m, lv = _formulas.accumulate(mu, logvar)
-    g = _formulas.spread(grad * scale, m.shape, reduction)
+    g = _formulas.spread(grad / divisor, m.shape, reduction)
     if floor > 0:
         g = torch.where(_formulas.kl_elements(mu, logvar, prior_mu, prior_logvar) >= floor, g, 0.0)
     if prior_mu is None or prior_logvar is None:
@@ -95,11 +95,15 @@ def _gaussian_kl_backward(
     )
 
 
+def _floored_sum(values: Tensor, floor: float) -> Tensor:
+    return values.clamp(min=floor).sum()
+
+
 def _reparameterize_with_kl_kernel(
-    mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None, reduction: int, scale: float
+    mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None, reduction: int, divisor: int
 ) -> tuple[Tensor, Tensor]:
     _check_reduction_with_noise(reduction)
-    kl = _gaussian_kl_kernel(mu, logvar, None, None, reduction, scale, 0.0)
+    kl = _gaussian_kl_kernel(mu, logvar, None, None, reduction, divisor, 0.0)
     return _reparameterize_kernel(mu, logvar, noise, rng), kl
 
 
@@ -111,7 +115,7 @@ def _reparameterize_with_kl_backward(
     noise: Tensor | None,
     rng: Tensor | None,
     reduction: int,
-    scale: float,
+    divisor: int,
     wanted: int,
 ) -> tuple[Tensor, ...]:
     m, lv = _formulas.accumulate(mu, logvar)
@@ -121,17 +125,22 @@ def _reparameterize_with_kl_backward(
         d_mu = d_mu + gz
         d_logvar = d_logvar + gz * torch.exp(lv / 2) * _noise_kernel(noise, rng, mu) / 2
     if grad_kl is not None:
-        gk = _formulas.spread(grad_kl * scale, m.shape, reduction)
+        gk = _formulas.spread(grad_kl / divisor, m.shape, reduction)
         d_mu = d_mu + gk * m
         d_logvar = d_logvar + gk * (torch.expm1(lv) / 2)
     return _wanted(wanted, (d_mu, mu), (d_logvar, logvar))
 
 
-def _log_variance_penalty_kernel(logvar: Tensor, reduction: int, scale: float) -> Tensor:
+def _log_variance_penalty_kernel(logvar: Tensor, reduction: int, divisor: int) -> Tensor:
     penalty = -logvar.to(accumulate_dtype(logvar.dtype)) / 2
     if reduction == Reduction.NONE:
         return _dense(penalty, torch.empty_like(logvar, dtype=penalty.dtype))
-    return _formulas.reduce(penalty, reduction, scale)
+    return _formulas.reduce(penalty, reduction, divisor)
+
+
+def _log_variance_penalty_backward(grad: Tensor, logvar: Tensor, reduction: int, divisor: int) -> Tensor:
+    grad = grad * (-0.5 * _formulas.scale_of(divisor))
+    return _formulas.spread(grad.to(logvar.dtype), logvar.shape, reduction)
 
 
 def _information_dropout_kernel(
@@ -145,7 +154,7 @@ def _information_dropout_kernel(
     mask_zero: bool,
     mean_one: bool,
     reduction: int,
-    scale: float,
+    divisor: int,
 ) -> tuple[Tensor, Tensor]:
     _check_reduction_with_noise(reduction)
     f, a = _formulas.accumulate(x, log_std)
@@ -153,7 +162,7 @@ def _information_dropout_kernel(
     z, kl = _formulas.dropout(f, a, eps, prior_mean, prior_log_std, log_normal, mask_zero, mean_one)
     if reduction == Reduction.NONE:
         return _dense(z, x), _dense(kl, torch.empty_like(x, dtype=kl.dtype))
-    return _dense(z, x), _formulas.reduce(kl, reduction, scale)
+    return _dense(z, x), _formulas.reduce(kl, reduction, divisor)
 
 
 def _information_dropout_backward(
@@ -169,7 +178,7 @@ def _information_dropout_backward(
     mask_zero: bool,
     mean_one: bool,
     reduction: int,
-    scale: float,
+    divisor: int,
     wanted: int,
 ) -> tuple[Tensor, ...]:
     f, a = _formulas.accumulate(x, log_std)
@@ -184,7 +193,7 @@ def _information_dropout_backward(
         d_x = d_x + by_x
         d_log_std = d_log_std + torch.where(factor == 0, 0.0, by_x * f * (std * eps - variance))
     if grad_kl is not None:
-        g = _formulas.spread(grad_kl * scale, f.shape, reduction)
+        g = _formulas.spread(grad_kl / divisor, f.shape, reduction)
         if log_normal:
             assert prior_mean is not None and prior_log_std is not None
             m, inverse = prior_mean.to(f.dtype).reshape(()), torch.exp(-prior_log_std.to(f.dtype).reshape(()))
@@ -210,11 +219,10 @@ def _row_chunks(z: Tensor, mu: Tensor) -> list[slice]:
     return [slice(begin, begin + rows) for begin in range(0, z.shape[0], rows)]
 
 
-def _chunk_log_weights(rows: slice, z: Tensor, mu: Tensor, given: Tensor | None, *weights: Any) -> Tensor:
-    w_self, w_other, row_offset = weights
-    return _formulas.log_weights(
-        z[rows], mu, given if given is None else given[rows], w_self, w_other, row_offset + rows.start
-    )
+def _chunk_log_weights(rows: slice, z: Tensor, mu: Tensor, given: Tensor | None, *weighting: Any) -> Tensor:
+    estimator, dataset_size, w_self, w_other, row_offset = weighting
+    weights = _formulas.estimator_weights(estimator, dataset_size, mu.shape[0], (w_self, w_other))
+    return _formulas.log_weights(z[rows], mu, given if given is None else given[rows], weights, row_offset + rows.start)
 
 
 def _aggregate_posterior_kernel(
@@ -222,6 +230,8 @@ def _aggregate_posterior_kernel(
     mu: Tensor,
     logvar: Tensor,
     log_weights: Tensor | None,
+    estimator: int,
+    dataset_size: int,
     w_self: float,
     w_other: float,
     row_offset: int,
@@ -233,7 +243,7 @@ def _aggregate_posterior_kernel(
     saved = z.new_zeros((z.shape[0], 2 * dims + 2))
     log_q, log_q_marginals = z.new_empty(z.shape[:1]), z.new_empty(z.shape)
     for rows in _row_chunks(z, mu):
-        log_w = _chunk_log_weights(rows, z, mu, log_weights, w_self, w_other, row_offset)
+        log_w = _chunk_log_weights(rows, z, mu, log_weights, estimator, dataset_size, w_self, w_other, row_offset)
         log_q[rows], log_q_marginals[rows] = _formulas.mixture(_formulas.pairs(z[rows], mu, logvar), log_w)
     saved[:, 0], saved[:, 2 : 2 + dims] = log_q, log_q_marginals
     return log_q if joint else log_q[:0].clone(), log_q_marginals, saved
@@ -247,6 +257,8 @@ def _aggregate_posterior_backward(
     logvar: Tensor,
     log_weights: Tensor | None,
     saved: Tensor,
+    estimator: int,
+    dataset_size: int,
     w_self: float,
     w_other: float,
     row_offset: int,
@@ -258,7 +270,7 @@ def _aggregate_posterior_backward(
     saved = saved.clamp(min=torch.finfo(saved.dtype).min)  # a density of 0 has no gradient: exp(-inf - finite)
     log_q, log_q_marginals = saved[:, :1], saved[:, None, 2 : 2 + x.shape[1]]
     for rows in _row_chunks(x, m):
-        log_w = _chunk_log_weights(rows, x, m, log_weights, w_self, w_other, row_offset)
+        log_w = _chunk_log_weights(rows, x, m, log_weights, estimator, dataset_size, w_self, w_other, row_offset)
         pairs = _formulas.pairs(x[rows], m, lv)
         c = torch.zeros_like(pairs)
         if joint and grad_log_q is not None:
@@ -277,19 +289,19 @@ def _elbo_decomposition_kernel(
     z: Tensor,
     mu: Tensor,
     logvar: Tensor,
-    w_self: float,
-    w_other: float,
+    estimator: int,
+    dataset_size: int,
     row_offset: int,
     reduction: int,
-    scale: float,
+    divisor: int,
     algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     log_q, log_q_marginals, saved = _aggregate_posterior_kernel(
-        z, mu, logvar, None, w_self, w_other, row_offset, algorithm, True
+        z, mu, logvar, None, estimator, dataset_size, 1.0, 1.0, row_offset, algorithm, True
     )
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
     mi, tc, kl = (
-        _formulas.reduce(t, reduction, scale)
+        _formulas.reduce(t, reduction, divisor)
         for t in _formulas.decompose(z, mu, logvar, row_offset, log_q, log_q_marginals)
     )
     return mi, tc, kl, saved
@@ -303,20 +315,33 @@ def _elbo_decomposition_backward(
     mu: Tensor,
     logvar: Tensor,
     saved: Tensor,
-    w_self: float,
-    w_other: float,
+    estimator: int,
+    dataset_size: int,
     row_offset: int,
     reduction: int,
-    scale: float,
+    divisor: int,
     algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, m, lv = _formulas.accumulate(z, mu, logvar)
     sample = x.new_zeros(x.shape[:1])
     mi, tc, kl = (
-        sample if grad is None else (grad * scale).expand(sample.shape) for grad in (grad_mi, grad_tc, grad_kl)
+        sample if grad is None else (grad / divisor).expand(sample.shape) for grad in (grad_mi, grad_tc, grad_kl)
     )
     d_x, d_m, d_lv = _aggregate_posterior_backward(
-        tc - mi, (kl - tc)[:, None].expand(x.shape), x, m, lv, None, saved, w_self, w_other, row_offset, algorithm, True
+        tc - mi,
+        (kl - tc)[:, None].expand(x.shape),
+        x,
+        m,
+        lv,
+        None,
+        saved,
+        estimator,
+        dataset_size,
+        1.0,
+        1.0,
+        row_offset,
+        algorithm,
+        True,
     )
     own = slice(row_offset, row_offset + x.shape[0])
     std = torch.exp(lv[own] / 2)
@@ -342,6 +367,12 @@ def dropout_noise_grad(grad_z: Tensor, x: Tensor, log_std: Tensor, noise: Tensor
     z, _ = _formulas.dropout(f, a, eps, None, None, False, False, mean_one)
     return (g * z * torch.exp(a)).to(noise.dtype)
 
+
+# Operators that have no other kernel on any device.
+EVERYWHERE: dict[str, Callable[..., Any]] = {
+    "floored_sum": _floored_sum,
+    "log_variance_penalty_backward": _log_variance_penalty_backward,
+}
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "philox_words": _rng.philox_words,

@@ -10,23 +10,28 @@ import math
 import torch
 from torch import Tensor
 
-from fastib._arguments import Reduction, accumulate_dtype
+from fastib._arguments import Estimator, Reduction, accumulate_dtype
 
 
 def accumulate(*tensors: Tensor) -> list[Tensor]:
     return [t.to(accumulate_dtype(t.dtype)) for t in tensors]
 
 
-def reduce(values: Tensor, kind: int, scale: float) -> Tensor:
+def reduce(values: Tensor, kind: int, divisor: int) -> Tensor:
     if kind == Reduction.NONE:
         return values
     if kind == Reduction.SUM or values.dim() == 0:
-        return values.sum() * scale
-    return values.sum(0 if kind == Reduction.BATCH else -1) * scale
+        return values.sum() / divisor
+    return values.sum(0 if kind == Reduction.BATCH else -1) / divisor
+
+
+def scale_of(divisor: int) -> float:
+    """What kernels multiply by instead."""
+    return 1.0 / divisor if divisor else math.nan
 
 
 def spread(grad: Tensor, shape: torch.Size, kind: int) -> Tensor:
-    """The gradient of `reduce`, but for the scale, as a view."""
+    """The gradient of `reduce`, but for the divisor, as a view."""
     if kind == Reduction.SAMPLE and shape:
         grad = grad.unsqueeze(-1)
     return grad.expand(shape)
@@ -76,12 +81,28 @@ def pairs(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     return log_normal(z[:, None], mu, logvar)
 
 
+def estimator_weights(
+    estimator: int, size: int, batch: int, given: tuple[float, float] = (1.0, 1.0)
+) -> tuple[float, float]:
+    """(w_self, w_other): what a row's own component weighs in its mixture, and what each of the others does."""
+    if estimator == Estimator.GIVEN:
+        return given
+    if estimator == Estimator.LEAVE_ONE_OUT:
+        return 0.0, 1 / (batch - 1)
+    if estimator == Estimator.MWS:
+        return 1 / (size * batch), 1 / (size * batch)
+    if estimator == Estimator.IN_BATCH or size == batch:  # equal: no row needs a component of its own
+        return 1 / batch, 1 / batch
+    return 1 / size, (size - 1) / (size * (batch - 1))
+
+
 def log_weights(
-    z: Tensor, mu: Tensor, log_weights: Tensor | None, w_self: float, w_other: float, row_offset: int
+    z: Tensor, mu: Tensor, log_weights: Tensor | None, weights: tuple[float, float], row_offset: int
 ) -> Tensor:
     """The logarithms of the weights, [S, N']."""
     if log_weights is not None:
         return log_weights.to(z.dtype)
+    w_self, w_other = weights
     own = torch.arange(z.shape[0], device=z.device)[:, None] + row_offset
     is_own = own == torch.arange(mu.shape[0], device=z.device)
     return torch.log(torch.where(is_own, z.new_tensor(w_self), z.new_tensor(w_other)))

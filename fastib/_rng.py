@@ -22,7 +22,10 @@ _END = 2**63 - 1
 def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
     """The rng of one call: the one given, or one drawn from `generator` or torch's own; None where noise is given."""
     if noise is None and rng is None and generator is None:
-        return torch.randint(_END, (2,), device=like.device)  # what torch.compile traces; random_ it does not
+        if torch.compiler.is_compiling():
+            drawn: Tensor = _drawn(like, torch.empty(0, device=like.device))
+            return drawn
+        return torch.randint(_END, (2,), device=like.device)
     given = [name for name, value in (("noise", noise), ("rng", rng), ("generator", generator)) if value is not None]
     if len(given) > 1:
         raise ValueError(f"{given[1]} must be None where {given[0]} is given")
@@ -35,6 +38,28 @@ def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
     if generator.device.type != like.device.type:
         raise ValueError(f"generator must be on the device of the inputs, {like.device}, got {generator.device}")
     return torch.randint(_END, (2,), device=like.device, generator=generator)
+
+
+@torch.library.custom_op("fastib::draw_rng", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _drawn(like: Tensor, new: Tensor) -> Tensor:
+    """A draw as torch.compile should see it: to save memory, it may run PyTorch's own random functions again, and the
+    backward pass would have other noise. `new` is an empty tensor of this draw: two of the same would be taken for one.
+    """
+    return torch.randint(_END, (2,), device=like.device)
+
+
+@_drawn.register_fake
+def _(like: Tensor, new: Tensor) -> Tensor:
+    return like.new_empty((2,), dtype=torch.int64)
+
+
+@_drawn.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], like: Tensor, new: Tensor) -> tuple[Tensor, int | None]:
+    if info.randomness == "error":
+        raise RuntimeError("torch.vmap must be told its randomness, 'same' or 'different', where noise is drawn")
+    if info.randomness == "same":
+        return _drawn(like, new), None
+    return torch.stack([_drawn(like, new) for _ in range(info.batch_size)]), 0
 
 
 def _check_rng(rng: Any, like: Tensor) -> Tensor:

@@ -12,13 +12,20 @@ Noise. A stochastic function takes at most one of `noise` (the noise itself, sha
 only if it requires one), `generator` (a `torch.Generator`), and `rng` (an int64 tensor [2], seed and offset, that fixes
 the noise). With none of them the seed comes from PyTorch's own generator, so `torch.manual_seed` governs it. The noise
 is a pure function of the seed and of the logical index of the element: it does not depend on strides, threads or
-device. The backward pass draws it again instead of storing it. Under torch.compile, dynamo refuses `generator`.
+device. The backward pass draws it again instead of storing it.
 
 Results of compiled kernels are the same bits on every run and for every number of threads. Non-finite inputs propagate
 as in the plain expression; by a density of 0 the estimators have a gradient of 0, where plain PyTorch has NaN. Wrong
 arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError for a wrong shape, device or
-value. Gradients are once differentiable, and a second derivative raises; those linear in the incoming gradient (of
-`log_variance_penalty`, and of `reparameterize` by mu) are differentiable again.
+value.
+
+Derivatives. Gradients are compiled kernels' in any case. Derivatives of gradients, and those forwards, are taken from
+the expression in plain PyTorch, in the memory that it takes; `torch.func` has its transforms, of which `vmap` runs the
+elementwise operators without noise for all examples at once and the others for one after the other.
+
+torch.compile. One graph serves all sizes of a batch, with the bits of the eager call; it refuses `generator`. Noise is
+drawn anew in each call, and never again for a backward pass that recomputes to save memory, except at
+`torch._functorch.config.activation_memory_budget = 0`, which repeats whatever has been drawn: pass `rng` there.
 """
 
 from __future__ import annotations
@@ -28,17 +35,8 @@ from torch import Tensor
 
 from fastib import _arguments, _ops, _rng
 from fastib._arguments import Reduction
+from fastib._derivatives import apply
 from fastib.reference import ELBODecomposition
-
-
-def _factors(scale: float) -> tuple[float, float | None]:
-    """What an operator multiplies its loss by, and what is left for `_times`. Under torch.compile all of it: what an
-    operator is given is a constant of the graph, which would be compiled anew for each size of the batch."""
-    return (1.0, scale) if torch.compiler.is_compiling() else (scale, None)
-
-
-def _times(loss: Tensor, factor: float | None) -> Tensor:
-    return loss if factor is None else loss * factor
 
 
 def reparameterize(
@@ -78,7 +76,7 @@ def reparameterize(
     """
     _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     rng = _rng.draw(mu, noise, generator, rng)
-    z: Tensor = _ops.Reparameterize.apply(mu, logvar, noise, rng)
+    z: Tensor = apply(_ops.Reparameterize, mu, logvar, noise, rng)
     return z
 
 
@@ -131,26 +129,23 @@ def gaussian_kl(
     """
     _arguments.check_floating("mu", mu)
     _arguments.check_like("logvar", logvar, "mu", mu)
-    kind, scale = _arguments.reduction_of(reduction, mu.shape)
+    kind, divisor = _arguments.reduction_of(reduction, mu.shape)
     if prior_mu is not None or prior_logvar is not None:
         zero = mu.new_zeros(())
         prior_mu, prior_logvar = (zero if prior is None else prior for prior in (prior_mu, prior_logvar))
         _arguments.check_broadcast("prior_mu", prior_mu, "mu", mu)
         _arguments.check_broadcast("prior_logvar", prior_logvar, "mu", mu)
-        # A prior may be a tensor of the posterior too, but torch.compile refuses to trace the same one twice.
-        prior_mu, prior_logvar = prior_mu.view_as(prior_mu), prior_logvar.view_as(prior_logvar)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction, mu.dtype)
     tensors = mu, logvar, prior_mu, prior_logvar
     kl: Tensor
     if free_bits == 0 or free_bits_per == "element":
-        inside, outside = _factors(scale)
-        kl = _ops.GaussianKL.apply(*tensors, kind, inside, free_bits)
-        return _times(kl, outside)
+        kl = apply(_ops.GaussianKL, *tensors, kind, divisor, free_bits)
+        return kl
     batch = _arguments.batch_size(mu.shape)
     over = Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM
-    inside, outside = _factors(1 / max(batch, 1))
-    kl = _times(_ops.GaussianKL.apply(*tensors, over, inside, 0.0), outside)
-    return kl.clamp(min=free_bits).sum() * (scale * batch)
+    means = apply(_ops.GaussianKL, *tensors, over, max(batch, 1), 0.0)
+    kl = apply(_ops.FlooredSum, means, free_bits) * batch / divisor
+    return kl
 
 
 def reparameterize_with_kl(
@@ -194,11 +189,10 @@ def reparameterize_with_kl(
     (torch.Size([4, 2]), tensor(1.))
     """
     _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
-    kind, scale = _arguments.reduction_of(reduction, mu.shape)
+    kind, divisor = _arguments.reduction_of(reduction, mu.shape)
     rng = _rng.draw(mu, noise, generator, rng)
-    inside, outside = _factors(scale)
-    z, kl = _ops.ReparameterizeWithKL.apply(mu, logvar, noise, rng, kind, inside)
-    return z, _times(kl, outside)
+    z, kl = apply(_ops.ReparameterizeWithKL, mu, logvar, noise, rng, kind, divisor)
+    return z, kl
 
 
 def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Tensor:
@@ -229,9 +223,9 @@ def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Ten
     tensor(1.)
     """
     _arguments.check_floating("logvar", logvar)
-    kind, scale = _arguments.reduction_of(reduction, logvar.shape)
-    inside, outside = _factors(scale)
-    return _times(_ops.LogVariancePenalty.apply(logvar, kind, inside), outside)
+    kind, divisor = _arguments.reduction_of(reduction, logvar.shape)
+    penalty: Tensor = apply(_ops.LogVariancePenalty, logvar, kind, divisor)
+    return penalty
 
 
 def information_dropout(
@@ -306,13 +300,11 @@ def information_dropout(
     _arguments.check_flag("mask_zero", mask_zero)
     _arguments.check_flag("mean_one", mean_one)
     mean, std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
-    kind, scale = _arguments.reduction_of(reduction, x.shape)
+    kind, divisor = _arguments.reduction_of(reduction, x.shape)
     rng = _rng.draw(x, noise, generator, rng)
-    inside, outside = _factors(scale)
-    z, kl = _ops.InformationDropout.apply(
-        x, log_std, mean, std, noise, rng, prior == "log_normal", mask_zero, mean_one, kind, inside
-    )
-    return z, _times(kl, outside)
+    options = prior == "log_normal", mask_zero, mean_one, kind, divisor
+    z, kl = apply(_ops.InformationDropout, x, log_std, mean, std, noise, rng, *options)
+    return z, kl
 
 
 def aggregate_posterior(
@@ -428,15 +420,14 @@ def _log_densities(
     joint: bool,
 ) -> tuple[Tensor, Tensor]:
     _arguments.check_posteriors(z, mu, logvar)
-    w = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
-    _arguments.check_row_offset(row_offset, w, z, mu)
+    weighting = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
+    _arguments.check_row_offset(row_offset, weighting, z, mu)
     kind = _arguments.algorithm_of(algorithm)
     if log_weights is not None:
         log_weights = log_weights.to(_arguments.accumulate_dtype(z.dtype))
-    result: tuple[Tensor, Tensor] = _ops.AggregatePosterior.apply(
-        z, mu, logvar, log_weights, *w, row_offset, kind, joint
-    )
-    return result
+    summation = *weighting, row_offset, kind, joint
+    log_qz, log_qz_marginals, _ = apply(_ops.AggregatePosterior, z, mu, logvar, log_weights, *summation)
+    return log_qz, log_qz_marginals
 
 
 def elbo_decomposition(
@@ -495,8 +486,8 @@ def elbo_decomposition(
     6.9078
     """
     options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
-    terms = _ops.ELBODecomposition.apply(z, mu, logvar, *options, _arguments.algorithm_of(algorithm))
-    return ELBODecomposition.of(terms, w_self=options[0])
+    *terms, _ = apply(_ops.ELBODecomposition, z, mu, logvar, *options, _arguments.algorithm_of(algorithm))
+    return ELBODecomposition.of(terms, *options[:2], mu.shape[0])
 
 
 def total_correlation(

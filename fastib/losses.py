@@ -19,10 +19,11 @@ from fastib._arguments import (
     check_floating,
     check_like,
     check_number,
-    estimator_weights,
+    estimator_of,
     is_dense,
 )
 from fastib.functional import elbo_decomposition, gaussian_kl
+from fastib.reference import InformationCeiling
 from fastib.schedules import Linear, Schedule
 
 
@@ -234,15 +235,16 @@ class AnnealedVAELoss(_VAELoss):
         return VAETerms(reconstruction + self.gamma * constraint, reconstruction.detach(), kl.detach().mean())
 
 
-class BetaTCVAETerms(NamedTuple):
-    """The loss of a beta-TCVAE and what it is made of, in nats. All but `loss` are detached: they are for the log."""
-
+class _TCTerms(NamedTuple):
     loss: Tensor
     reconstruction: Tensor
     mutual_information: Tensor
     total_correlation: Tensor
     dimension_wise_kl: Tensor
-    mutual_information_ceiling: float
+
+
+class BetaTCVAETerms(_TCTerms, InformationCeiling):
+    """The loss of a beta-TCVAE and what it is made of, in nats. All but `loss` are detached: they are for the log."""
 
 
 class BetaTCVAELoss(_VAELoss):
@@ -260,7 +262,7 @@ class BetaTCVAELoss(_VAELoss):
         likelihood: "bernoulli" or "gaussian", as in `BetaVAELoss`.
 
     Call it with `(output, target, z, mu, logvar)`, where z [B, D] is the sample that was decoded. It returns
-    `BetaTCVAETerms`: loss, reconstruction, the three terms, and the ceiling -ln w_self of the mutual information. Call
+    `BetaTCVAETerms`: loss, reconstruction and the three terms, with the attribute `mutual_information_ceiling`. Call
     `step()` after each step of the optimiser where a weight is a `Schedule`.
 
     Raises:
@@ -294,7 +296,7 @@ class BetaTCVAELoss(_VAELoss):
         for name, weight in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             if not isinstance(weight, Schedule):
                 check_number(name, weight, minimum=0.0)
-        estimator_weights(estimator, dataset_size, 2)  # what it raises for any batch, before the first one
+        estimator_of(estimator, dataset_size, 2)  # what it raises for any batch, before the first one
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.dataset_size, self.estimator = dataset_size, estimator
 
@@ -310,6 +312,6 @@ class BetaTCVAELoss(_VAELoss):
         reconstruction = self._reconstruction(output, target)
         mi, tc, kl = terms
         loss = reconstruction + _weighted(self.alpha, mi) + _weighted(self.beta, tc) + _weighted(self.gamma, kl)
-        return BetaTCVAETerms(
-            loss, reconstruction.detach(), mi.detach(), tc.detach(), kl.detach(), terms.mutual_information_ceiling
-        )
+        result = BetaTCVAETerms(loss, reconstruction.detach(), mi.detach(), tc.detach(), kl.detach())
+        result.smallest_share = terms.smallest_share
+        return result

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fastib import _arguments, _files, functional
+from fastib._arguments import Estimator
 from fastib._progress import NoBar, progress_bar, require_tqdm
 from fastib.reference import ELBODecomposition
 
@@ -267,7 +268,7 @@ def _reduced(terms: Tensor, reduction: str, size: int, dtype: torch.dtype) -> EL
     """Terms of rows as the caller wants them; `size` is that of the data set."""
     count = terms.shape[1]
     values = terms if reduction == "none" else terms.sum(1) if reduction == "sum" else terms.mean(1)
-    result = ELBODecomposition.of(values.to(dtype), 1 / size)
+    result = ELBODecomposition.of(values.to(dtype), Estimator.IN_BATCH, size, size)
     if reduction == "mean":
         errors = terms.std(1) / math.sqrt(count) if count > 1 else torch.full((3,), math.nan)
         result.standard_errors = tuple(errors.tolist())

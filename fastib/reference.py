@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastib import _arguments, _formulas, _rng
-from fastib._arguments import Reduction, accumulate_dtype
+from fastib._arguments import Estimator, Reduction, accumulate_dtype
 
 
 class _Terms(NamedTuple):
@@ -23,24 +23,36 @@ class _Terms(NamedTuple):
     dimension_wise_kl: Tensor
 
 
-class ELBODecomposition(_Terms):
+class InformationCeiling:
+    """What a tuple that has the mutual information knows of it beside its value."""
+
+    smallest_share: int | None = None
+    """1 / w_self: one row's own component is so small a share of its mixture. An integer, since a graph of torch.compile
+    returns those for a batch of any size. What rebuilds a tuple from its terms alone, as `torch.utils._pytree` does,
+    leaves None, and the ceiling that always holds."""
+
+    @property
+    def mutual_information_ceiling(self) -> float:
+        """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell."""
+        return math.inf if self.smallest_share is None else math.log(self.smallest_share)
+
+
+class ELBODecomposition(_Terms, InformationCeiling):
     """What `fastib.elbo_decomposition` returns: three terms, and beside the first its ceiling."""
 
-    mutual_information_ceiling: float = math.inf
-    """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell. What rebuilds a
-    tuple from its terms alone, as `torch.utils._pytree` does, leaves the bound that always holds."""
     standard_errors: tuple[float, ...] | None = None
     """Of the three means, in `fastib.metrics.exact_elbo_decomposition`; a minibatch's terms have none to speak of."""
 
     @classmethod
-    def of(cls, terms: Iterable[Tensor], w_self: float) -> ELBODecomposition:
+    def of(cls, terms: Iterable[Tensor], estimator: int, size: int, batch: int) -> ELBODecomposition:
         decomposition = cls(*terms)
-        decomposition.mutual_information_ceiling = -math.log(w_self) if w_self > 0 else math.inf
+        shares = {Estimator.MSS: size, Estimator.MWS: size * batch, Estimator.IN_BATCH: batch}
+        decomposition.smallest_share = shares.get(estimator)
         return decomposition
 
     def _replace(self, **terms: Tensor) -> ELBODecomposition:
         replaced = super()._replace(**terms)
-        replaced.mutual_information_ceiling = self.mutual_information_ceiling
+        replaced.smallest_share = self.smallest_share
         replaced.standard_errors = self.standard_errors
         return replaced
 
@@ -76,16 +88,16 @@ def gaussian_kl(
     for name, prior in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
         if prior is not None:
             _arguments.check_broadcast(name, prior, "mu", mu)
-    kind, scale = _arguments.reduction_of(reduction, mu.shape)
+    kind, divisor = _arguments.reduction_of(reduction, mu.shape)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction, mu.dtype)
     kl = _formulas.kl_elements(mu, logvar, prior_mu, prior_logvar)
     if free_bits == 0:
-        return _formulas.reduce(kl, kind, scale)
+        return _formulas.reduce(kl, kind, divisor)
     if free_bits_per == "element":
-        return _formulas.reduce(kl.clamp(min=free_bits), kind, scale)
+        return _formulas.reduce(kl.clamp(min=free_bits), kind, divisor)
     batch = _arguments.batch_size(mu.shape)
-    mean = _formulas.reduce(kl, Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM, 1 / max(batch, 1))
-    return mean.clamp(min=free_bits).sum() * (scale * batch)
+    mean = _formulas.reduce(kl, Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM, max(batch, 1))
+    return mean.clamp(min=free_bits).sum() * batch / divisor
 
 
 def reparameterize_with_kl(
@@ -105,8 +117,8 @@ def reparameterize_with_kl(
 def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Tensor:
     """See `fastib.log_variance_penalty`."""
     _arguments.check_floating("logvar", logvar)
-    kind, scale = _arguments.reduction_of(reduction, logvar.shape)
-    return _formulas.reduce(-logvar.to(accumulate_dtype(logvar.dtype)) / 2, kind, scale)
+    kind, divisor = _arguments.reduction_of(reduction, logvar.shape)
+    return _formulas.reduce(-logvar.to(accumulate_dtype(logvar.dtype)) / 2, kind, divisor)
 
 
 def information_dropout(
@@ -128,11 +140,11 @@ def information_dropout(
     _arguments.check_flag("mask_zero", mask_zero)
     _arguments.check_flag("mean_one", mean_one)
     prior_mean, prior_log_std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
-    kind, scale = _arguments.reduction_of(reduction, x.shape)
+    kind, divisor = _arguments.reduction_of(reduction, x.shape)
     noise = _noise(x, noise, generator, rng)
     f, a, eps = _formulas.accumulate(x, log_std, noise)
     z, kl = _formulas.dropout(f, a, eps, prior_mean, prior_log_std, prior == "log_normal", mask_zero, mean_one)
-    return z.to(x.dtype), _formulas.reduce(kl, kind, scale)
+    return z.to(x.dtype), _formulas.reduce(kl, kind, divisor)
 
 
 def aggregate_posterior(
@@ -149,11 +161,13 @@ def aggregate_posterior(
 ) -> tuple[Tensor, Tensor]:
     """See `fastib.aggregate_posterior`, but for `algorithm`, which is checked and means nothing here."""
     _arguments.check_posteriors(z, mu, logvar)
-    w = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
-    _arguments.check_row_offset(row_offset, w, z, mu)
+    weighting = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
+    _arguments.check_row_offset(row_offset, weighting, z, mu)
     _arguments.algorithm_of(algorithm)
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
-    return _formulas.mixture(_formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, log_weights, *w, row_offset))
+    kind, size, *given = weighting
+    w = _formulas.estimator_weights(kind, size, mu.shape[0], (given[0], given[1]))
+    return _formulas.mixture(_formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, log_weights, w, row_offset))
 
 
 def aggregate_posterior_marginals(
@@ -196,17 +210,15 @@ def elbo_decomposition(
 ) -> ELBODecomposition:
     """See `fastib.elbo_decomposition`, but for `algorithm`, which is checked and means nothing here."""
     _arguments.algorithm_of(algorithm)
-    w_self, w_other, offset, kind, scale = _arguments.decomposition(
-        z, mu, logvar, dataset_size, estimator, row_offset, reduction
-    )
+    options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
+    code, size, offset, kind, divisor = options
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
+    weights = _formulas.estimator_weights(code, size, mu.shape[0])
     log_q, log_q_marginals = _formulas.mixture(
-        _formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, None, w_self, w_other, offset)
+        _formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, None, weights, offset)
     )
-    terms = (
-        _formulas.reduce(t, kind, scale) for t in _formulas.decompose(z, mu, logvar, offset, log_q, log_q_marginals)
-    )
-    return ELBODecomposition.of(terms, w_self)
+    terms = _formulas.decompose(z, mu, logvar, offset, log_q, log_q_marginals)
+    return ELBODecomposition.of((_formulas.reduce(t, kind, divisor) for t in terms), code, size, mu.shape[0])
 
 
 def total_correlation(

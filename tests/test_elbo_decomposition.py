@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastib
 from fastib import _ops, reference
-from fastib._arguments import ESTIMATORS, SAMPLE_REDUCTIONS, Algorithm
+from fastib._arguments import ESTIMATORS, SAMPLE_REDUCTIONS, Algorithm, Estimator
 
 N = 1000
 
@@ -87,7 +87,7 @@ def test_gradcheck(kernels: str, estimator: str, reduction: str) -> None:
 @pytest.mark.parametrize("kind", [0, 2])
 def test_opcheck(kind: int) -> None:
     inputs = _posteriors(6, 3)
-    options = 0.1, 0.2, 0, kind, 0.5, Algorithm.AUTO
+    options = Estimator.MSS, 100, 0, kind, 2, Algorithm.AUTO
     torch.library.opcheck(_ops.elbo_decomposition, (*inputs, *options))
     mi, tc, kl, saved = _ops.elbo_decomposition(*inputs, *options)
     for grads in ((mi, tc, kl), (None, tc, None)):
@@ -102,19 +102,6 @@ def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> Non
         return *terms, *torch.autograd.grad(sum(terms), inputs)
 
     assert_same_bits_for_threads(run)
-
-
-def test_compiles_whole() -> None:
-    inputs = [t.requires_grad_() for t in _posteriors(20, 3)]
-
-    def loss(*t: Tensor) -> Tensor:
-        terms = fastib.elbo_decomposition(*t, N)
-        return terms.mutual_information + 6 * terms.total_correlation + terms.dimension_wise_kl
-
-    ours, expected = torch.compile(loss, fullgraph=True)(*inputs), loss(*inputs)
-    torch.testing.assert_close(ours, expected)
-    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(expected, inputs), strict=True):
-        torch.testing.assert_close(a, b)
 
 
 # The limits that pin each term. Their sum is the Monte-Carlo KL for any weights, and pins nothing.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import fastib
-from fastib import _arguments
+from fastib import _formulas
+from fastib._arguments import Estimator
 
 
 def _density(z: Tensor, mu: Tensor, logvar: Tensor, i: int, j: int, dims: slice) -> Fraction:
@@ -52,7 +53,7 @@ def test_the_example_of_the_derivation() -> None:
     batches = enumeration.minibatches(5, 4, 0)
     ours = []
     for batch in batches:
-        weights = [_arguments.estimator_weights("mss", 5, 4)[min(k, 1)] for k in range(4)]
+        weights = [_formulas.estimator_weights(Estimator.MSS, 5, 4)[min(k, 1)] for k in range(4)]
         values = torch.tensor([float(densities[j]) for j in batch], dtype=torch.float64)
         # Components of one density everywhere near 0, so that the weights carry the given densities.
         zero = torch.zeros(4, 1, dtype=torch.float64)

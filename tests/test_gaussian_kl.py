@@ -287,10 +287,10 @@ def test_opcheck(kind: int) -> None:
         (torch.randn(6), torch.randn(())),
     ]
     for priors, floor in itertools.product(priors_of, (0.0, 0.7)):
-        torch.library.opcheck(_ops.gaussian_kl, (mu, logvar, *priors, kind, 0.5, floor))
-        grad = _ops.gaussian_kl(mu, logvar, *priors, kind, 0.5, floor)
+        torch.library.opcheck(_ops.gaussian_kl, (mu, logvar, *priors, kind, 2, floor))
+        grad = _ops.gaussian_kl(mu, logvar, *priors, kind, 2, floor)
         for wanted in (1, 2, 3) if priors[0] is None else (3, 4, 9, 15):
-            torch.library.opcheck(_ops.gaussian_kl_backward, (grad, mu, logvar, *priors, kind, 0.5, floor, wanted))
+            torch.library.opcheck(_ops.gaussian_kl_backward, (grad, mu, logvar, *priors, kind, 2, floor, wanted))
 
 
 @pytest.mark.parametrize("reduction", BATCH_REDUCTIONS)
@@ -315,7 +315,7 @@ def test_free_bits_of_the_batch(kernels: str, shape: tuple[int, ...], per: str, 
 
 def test_column_sums_of_no_rows(kernels: str) -> None:
     empty = torch.zeros(0, 5)
-    assert torch.equal(_ops.gaussian_kl(empty, empty, None, None, Reduction.BATCH, 1.0, 0.0), torch.zeros(5))
+    assert torch.equal(_ops.gaussian_kl(empty, empty, None, None, Reduction.BATCH, 1, 0.0), torch.zeros(5))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -387,7 +387,7 @@ def test_no_gradient_below_the_floor() -> None:
 @pytest.mark.parametrize("kind", range(4))
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, kind: int) -> None:
     mu, logvar = torch.randn(3001, 77), torch.randn(3001, 77)
-    assert_same_bits_for_threads(lambda: (_ops.gaussian_kl(mu, logvar, None, None, kind, 0.3, 0.0),))
+    assert_same_bits_for_threads(lambda: (_ops.gaussian_kl(mu, logvar, None, None, kind, 3, 0.0),))
 
 
 def test_more_than_two_to_the_31_elements() -> None:

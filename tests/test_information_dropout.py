@@ -114,7 +114,7 @@ def test_gradcheck(kernels: str, options: dict[str, Any], reduction: str) -> Non
 def test_no_noise_with_a_reduction_over_the_first_dimension(kernels: str) -> None:
     t = torch.zeros(3, 5)
     with pytest.raises(RuntimeError, match="noise with a reduction over the first dimension"):
-        _ops.information_dropout(t, t, None, None, None, RNG, False, True, False, Reduction.BATCH, 1.0)
+        _ops.information_dropout(t, t, None, None, None, RNG, False, True, False, Reduction.BATCH, 1)
 
 
 def test_opcheck() -> None:
@@ -123,7 +123,7 @@ def test_opcheck() -> None:
     for log_normal, kind in itertools.product((False, True), range(3)):
         for source in ((noise, None), (None, RNG)):
             tensors = x, log_std, *(prior if log_normal else (None, None)), *source
-            options = log_normal, True, True, kind, 0.5
+            options = log_normal, True, True, kind, 2
             outputs = _ops.information_dropout(*tensors, *options)
             torch.library.opcheck(_ops.information_dropout, (*tensors, *options))
             for grads in (outputs, (outputs[0], None), (None, outputs[1])):
@@ -256,7 +256,7 @@ def test_extremes_are_as_in_the_plain_expression(kernels: str, options: dict[str
 def test_same_bits_for_any_number_of_threads(kernels: str, threads: None) -> None:
     x, log_std, grad = torch.rand(301, 777), torch.randn(301, 777), torch.randn(301, 777)
     prior = torch.tensor(0.1), torch.tensor(-0.2)
-    tail = (x, log_std, *prior, None, RNG, True, True, True, 2, 0.1)
+    tail = (x, log_std, *prior, None, RNG, True, True, True, 2, 10)
 
     def run() -> tuple[torch.Tensor, ...]:
         z, kl = _ops.information_dropout(*tail)

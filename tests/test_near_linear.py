@@ -14,7 +14,7 @@ from torch import Tensor
 import fastib
 from benches.regimes import REGIMES, posteriors
 from fastib import _backends, _ops
-from fastib._arguments import Algorithm
+from fastib._arguments import Algorithm, Estimator
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 IN_BATCH = {"estimator": "in_batch"}
@@ -261,7 +261,7 @@ def weakened() -> Iterator[Any]:
 def test_no_certified_point_is_off_when_the_cutoff_shrinks(kernels: str, weakened: Any, regime: str) -> None:
     z, mu, logvar = posteriors(regime, 1200, 2)
     z[:50] *= 3  # far out: where a cutoff is missed most
-    weights = None, 1 / 1200, 1 / 1200, 0
+    weights = None, Estimator.GIVEN, 0, 1 / 1200, 1 / 1200, 0
     expected = _marginals(_doubles((z, mu, logvar)), "direct", **IN_BATCH)
     certified = []
     for cutoff in (7.0, 6.0, 5.5, 5.0, 4.5):
@@ -475,7 +475,7 @@ def test_compiles_whole() -> None:
 
 def test_opcheck() -> None:
     z, mu, logvar = posteriors("mixture", 40, 3)
-    options = 0.1, 0.2, 0, Algorithm.NEAR_LINEAR, False
+    options = Estimator.MSS, 100, 1.0, 1.0, 0, Algorithm.NEAR_LINEAR, False
     torch.library.opcheck(_ops.aggregate_posterior, (z, mu, logvar, None, *options))
     _, marginals, saved = _ops.aggregate_posterior(z, mu, logvar, None, *options)
     arguments = (None, marginals, z, mu, logvar, None, saved, *options)

@@ -78,7 +78,7 @@ def test_backward_sees_the_noise_of_the_forward(kernels: str) -> None:
         z = fastib.reparameterize(mu, logvar)
     z.sum().backward()
     torch.testing.assert_close(logvar.grad, z.detach() / 2, rtol=1e-6, atol=0)
-    assert logvar.data_ptr() in saved and len(saved) == 2  # logvar and the 16 bytes of rng
+    assert logvar.data_ptr() in saved and len(set(saved)) == 2  # logvar and the 16 bytes of rng
 
 
 def test_manual_seed_and_generator_govern_the_noise(kernels: str) -> None:

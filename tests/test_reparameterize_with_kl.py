@@ -42,7 +42,7 @@ def test_values(kernels: str, make: Make, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("make", LAYOUTS)
 def test_gradients(kernels: str, make: Make, dtype: torch.dtype, reduction: str, used: str) -> None:
     mu, logvar = (t.requires_grad_() for t in make(dtype))
-    kind, scale = _arguments.reduction_of(reduction, mu.shape)
+    kind, divisor = _arguments.reduction_of(reduction, mu.shape)
     grad_z, grad_kl = (
         torch.randn(mu.shape).to(dtype),
         torch.randn(_formulas.reduce(mu.detach().double(), kind, 1).shape),
@@ -56,9 +56,9 @@ def test_gradients(kernels: str, make: Make, dtype: torch.dtype, reduction: str,
         return torch.autograd.grad([p[0] for p in pairs], (mu, logvar), [p[1] for p in pairs], materialize_grads=True)
 
     doubles = [None if t is None else t.detach().double() for t in (*grads, mu, logvar)]
-    oracle = _fallback.KERNELS["reparameterize_with_kl_backward"](*doubles, None, RNG, kind, scale, 3)
+    oracle = _fallback.KERNELS["reparameterize_with_kl_backward"](*doubles, None, RNG, kind, divisor, 3)
     sizes = _fallback.KERNELS["reparameterize_with_kl_backward"](
-        *(None if t is None else t.abs() for t in doubles[:3]), doubles[3].abs(), None, RNG, kind, scale, 3
+        *(None if t is None else t.abs() for t in doubles[:3]), doubles[3].abs(), None, RNG, kind, divisor, 3
     )
     noise = _rng.normal(RNG, mu.shape, torch.float64).abs()
     sizes = (
@@ -105,19 +105,19 @@ def test_gradcheck(kernels: str, reduction: str) -> None:
 def test_no_noise_with_a_reduction_over_the_first_dimension(kernels: str) -> None:
     t = torch.zeros(3, 5)
     with pytest.raises(RuntimeError, match="noise with a reduction over the first dimension"):
-        _ops.reparameterize_with_kl(t, t, None, RNG, Reduction.BATCH, 1.0)
+        _ops.reparameterize_with_kl(t, t, None, RNG, Reduction.BATCH, 1)
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_opcheck(kind: int) -> None:
     mu, logvar = torch.randn(5, 6), torch.randn(5, 6)
     for noise, rng in ((None, RNG), (torch.randn(5, 6), None)):
-        z, kl = _ops.reparameterize_with_kl(mu, logvar, noise, rng, kind, 0.5)
-        torch.library.opcheck(_ops.reparameterize_with_kl, (mu, logvar, noise, rng, kind, 0.5))
+        z, kl = _ops.reparameterize_with_kl(mu, logvar, noise, rng, kind, 2)
+        torch.library.opcheck(_ops.reparameterize_with_kl, (mu, logvar, noise, rng, kind, 2))
         for grads in ((z, kl), (z, None), (None, kl)):
             for wanted in (1, 2, 3):
                 torch.library.opcheck(
-                    _ops.reparameterize_with_kl_backward, (*grads, mu, logvar, noise, rng, kind, 0.5, wanted)
+                    _ops.reparameterize_with_kl_backward, (*grads, mu, logvar, noise, rng, kind, 2, wanted)
                 )
 
 
@@ -133,8 +133,8 @@ def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, dtype:
     mu, logvar, grad = (torch.randn(301, 777).to(dtype) for _ in range(3))
 
     def run() -> tuple[torch.Tensor, ...]:
-        z, kl = _ops.reparameterize_with_kl(mu, logvar, None, RNG, 2, 0.1)
-        return z, kl, *_ops.reparameterize_with_kl_backward(grad, kl, mu, logvar, None, RNG, 2, 0.1, 3)
+        z, kl = _ops.reparameterize_with_kl(mu, logvar, None, RNG, 2, 10)
+        return z, kl, *_ops.reparameterize_with_kl_backward(grad, kl, mu, logvar, None, RNG, 2, 10, 3)
 
     assert_same_bits_for_threads(run)
 

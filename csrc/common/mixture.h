@@ -48,17 +48,39 @@ struct Matrix {
   }
 };
 
+// What a row's own component weighs in its mixture, and each of the others.
+struct Weights {
+  double self, other;
+};
+
+// Where the weights come from. The numbers are those of fastib._arguments.Estimator.
+enum class Estimator : int64_t { given = 0, mss = 1, mws = 2, in_batch = 3, leave_one_out = 4 };
+
+// Those of an estimator, for a batch of so many components of a data set; or those given.
+inline Weights weights_of(int64_t estimator, int64_t dataset_size, int64_t components, Weights given = {}) {
+  const auto size = double(dataset_size), batch = double(components), others = batch - 1;
+  switch (Estimator(estimator)) {
+    case Estimator::mss:
+      if (dataset_size == components) return {1 / batch, 1 / batch};  // equal: no row needs a component of its own
+      return {1 / size, (size - 1) / (size * others)};
+    case Estimator::mws: return {1 / (size * batch), 1 / (size * batch)};
+    case Estimator::in_batch: return {1 / batch, 1 / batch};
+    case Estimator::leave_one_out: return {0, 1 / others};
+    default: return given;
+  }
+}
+
 // The weights of a row's own component and of the others, relative to a base. Where one is so much the smaller one that
 // float can't hold both, each pair is weighed by a logarithm.
 struct PairWeighting {
   double own, other, log2_own, log2_other, log_base;
   bool by_logarithm;
 
-  PairWeighting(double w_self, double w_other) {
+  explicit PairWeighting(Weights w) {
     constexpr double smallest_ratio = 0x1p-60;  // below, sums of float would overflow, or lose the smaller one
-    const double base = w_other >= smallest_ratio * w_self ? w_other : w_self;
-    own = w_self / base;
-    other = w_other / base;
+    const double base = w.other >= smallest_ratio * w.self ? w.other : w.self;
+    own = w.self / base;
+    other = w.other / base;
     by_logarithm = other != 1 || (own > 0 && own < smallest_ratio);
     log2_own = std::log2(own);
     log2_other = std::log2(other);

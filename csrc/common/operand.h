@@ -8,6 +8,10 @@ namespace fastib {
 // How a per-element loss becomes the result. The numbers are those of fastib._ops.Reduction.
 enum class ReductionKind : int64_t { none = 0, sample = 1, sum = 2, batch = 3 };
 
+// What a reduced loss is multiplied by: operators take what it is divided by, an integer, which a graph of any size
+// has.
+inline double scale_of(int64_t divisor) { return 1.0 / double(divisor); }
+
 // A tensor of any strides, read or written by logical element index. Adjacent dimensions are merged. Its dtype is the
 // kernel's to know: Python has checked that tensors which belong together share it.
 template <int kMaxDims>

@@ -45,9 +45,10 @@ void near_linear_forward(const Mixture& m, const Latents& x, const Matrix& log_q
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> aggregate_posterior(const Tensor& z, const Tensor& mu, const Tensor& logvar,
-                                                       const MaybeTensor& log_weights, double w_self, double w_other,
+                                                       const MaybeTensor& log_weights, int64_t estimator,
+                                                       int64_t dataset_size, double w_self, double w_other,
                                                        int64_t row_offset, int64_t algorithm, bool joint) {
-  Mixture m(z, mu, logvar, log_weights, w_self, w_other, row_offset);
+  Mixture m(z, mu, logvar, log_weights, weights_of(estimator, dataset_size, mu.size(0), {w_self, w_other}), row_offset);
   const ScalarType dtype = accumulate_type(m.dtype);
   Tensor log_qz = output({joint ? m.rows : 0}, dtype, z), log_qz_marginals = output({m.rows, m.dims}, dtype, z);
   Tensor saved = output({m.rows, m.saved_columns()}, dtype, z);
@@ -62,13 +63,11 @@ std::tuple<Tensor, Tensor, Tensor> aggregate_posterior(const Tensor& z, const Te
   return {log_qz, log_qz_marginals, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor> aggregate_posterior_backward(const MaybeTensor& grad_log_qz,
-                                                                const MaybeTensor& grad_log_qz_marginals,
-                                                                const Tensor& z, const Tensor& mu, const Tensor& logvar,
-                                                                const MaybeTensor& log_weights, const Tensor& saved,
-                                                                double w_self, double w_other, int64_t row_offset,
-                                                                int64_t algorithm, bool joint) {
-  Mixture m(z, mu, logvar, log_weights, w_self, w_other, row_offset);
+std::tuple<Tensor, Tensor, Tensor> aggregate_posterior_backward(
+    const MaybeTensor& grad_log_qz, const MaybeTensor& grad_log_qz_marginals, const Tensor& z, const Tensor& mu,
+    const Tensor& logvar, const MaybeTensor& log_weights, const Tensor& saved, int64_t estimator, int64_t dataset_size,
+    double w_self, double w_other, int64_t row_offset, int64_t algorithm, bool joint) {
+  Mixture m(z, mu, logvar, log_weights, weights_of(estimator, dataset_size, mu.size(0), {w_self, w_other}), row_offset);
   Tensor d_z = output_like(z), d_mu = output_like(mu), d_logvar = output_like(logvar);
   const Matrix by_joint = joint ? Matrix(grad_log_qz) : Matrix(), by_marginals(grad_log_qz_marginals);
   if (const auto latents = near_linear_latents(m, algorithm, joint)) {

@@ -119,9 +119,10 @@ void near_linear_backward(const ElboDecompositionBackwardArguments& a, const Lat
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, const Tensor& mu, const Tensor& logvar,
-                                                              double w_self, double w_other, int64_t row_offset,
-                                                              int64_t reduction, double scale, int64_t algorithm) {
-  Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, row_offset);
+                                                              int64_t estimator, int64_t dataset_size,
+                                                              int64_t row_offset, int64_t reduction, int64_t divisor,
+                                                              int64_t algorithm) {
+  Mixture m(z, mu, logvar, std::nullopt, weights_of(estimator, dataset_size, mu.size(0)), row_offset);
   const ScalarType dtype = accumulate_type(m.dtype);
   const bool keep = ReductionKind(reduction) == ReductionKind::none;
   const auto term = [&] { return keep ? output({m.rows}, dtype, z) : output({}, dtype, z); };
@@ -136,8 +137,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, c
   }
   const Tensor* outputs[] = {&mi, &tc, &kl};
   for (int k = 0; k < 3; ++k) {
-    if (m.is_double()) reduce_terms<double>(terms, m.rows, keep, scale, *outputs[k], k);
-    else reduce_terms<float>(terms, m.rows, keep, scale, *outputs[k], k);
+    if (m.is_double()) reduce_terms<double>(terms, m.rows, keep, scale_of(divisor), *outputs[k], k);
+    else reduce_terms<float>(terms, m.rows, keep, scale_of(divisor), *outputs[k], k);
   }
   return {mi, tc, kl, saved};
 }
@@ -145,10 +146,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, c
 std::tuple<Tensor, Tensor, Tensor> elbo_decomposition_backward(const MaybeTensor& grad_mi, const MaybeTensor& grad_tc,
                                                                const MaybeTensor& grad_kl, const Tensor& z,
                                                                const Tensor& mu, const Tensor& logvar,
-                                                               const Tensor& saved, double w_self, double w_other,
-                                                               int64_t row_offset, int64_t reduction, double scale,
-                                                               int64_t algorithm) {
-  Mixture m(z, mu, logvar, std::nullopt, w_self, w_other, row_offset);
+                                                               const Tensor& saved, int64_t estimator,
+                                                               int64_t dataset_size, int64_t row_offset,
+                                                               int64_t reduction, int64_t divisor, int64_t algorithm) {
+  Mixture m(z, mu, logvar, std::nullopt, weights_of(estimator, dataset_size, mu.size(0)), row_offset);
   Tensor d_z = output_like(z), d_mu = output_like(mu), d_logvar = output_like(logvar);
   ElboDecompositionBackwardArguments a{&m,
                                        nullptr,
@@ -156,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor> elbo_decomposition_backward(const MaybeTensor
                                        row_gradient(grad_tc, reduction),
                                        row_gradient(grad_kl, reduction),
                                        Matrix(saved),
-                                       scale,
+                                       scale_of(divisor),
                                        Matrix(d_z),
                                        Matrix(d_mu),
                                        Matrix(d_logvar)};

@@ -42,8 +42,8 @@ static GaussianKlInputs inputs(const Tensor& mu, const Tensor& logvar, const May
 }
 
 Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
-                   int64_t reduction, double scale, double floor) {
-  Reduction r(mu, reduction, scale);
+                   int64_t reduction, int64_t divisor, double floor) {
+  Reduction r(mu, reduction, scale_of(divisor));
   const GaussianKlArguments a{inputs(mu, logvar, prior_mu, prior_logvar, floor), &r};
   run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), forward), a, r.chunks());
   return r.finish();
@@ -63,14 +63,14 @@ static void sum_columns(const Columns& columns, const std::vector<double>& parti
 std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& grad, const Tensor& mu,
                                                                 const Tensor& logvar, const MaybeTensor& prior_mu,
                                                                 const MaybeTensor& prior_logvar, int64_t reduction,
-                                                                double scale, double floor, int64_t wanted) {
+                                                                int64_t divisor, double floor, int64_t wanted) {
   Tensor d_mu = gradient_like(mu, wanted & 1), d_logvar = gradient_like(logvar, wanted & 2);
   int64_t columns = 0;
   for (const auto& [prior, bit] : {std::pair{&prior_mu, 4}, std::pair{&prior_logvar, 8}})
     if (wanted & bit) columns = std::max(columns, columns_of(**prior, mu));
   GaussianKlBackwardArguments a{inputs(mu, logvar, prior_mu, prior_logvar, floor),
                                 mu.numel(),
-                                scale,
+                                scale_of(divisor),
                                 Operand::gradient(grad, mu, reduction),
                                 Operand(d_mu),
                                 Operand(d_logvar),

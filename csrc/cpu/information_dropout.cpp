@@ -55,10 +55,10 @@ static InformationDropoutOptions options(const MaybeTensor& prior_mean, const Ma
 std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& log_std, const MaybeTensor& prior_mean,
                                                const MaybeTensor& prior_log_std, const MaybeTensor& noise,
                                                const MaybeTensor& rng, bool log_normal, bool mask_zero, bool mean_one,
-                                               int64_t reduction, double scale) {
+                                               int64_t reduction, int64_t divisor) {
   check_reduction_with_noise(reduction);
   Tensor z = output_like(x);
-  Reduction r(x, reduction, scale);
+  Reduction r(x, reduction, scale_of(divisor));
   const InformationDropoutArguments a{options(prior_mean, prior_log_std, log_normal, mask_zero, mean_one),
                                       Operand(x),
                                       Operand(log_std),
@@ -73,13 +73,13 @@ std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& lo
 std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
     const MaybeTensor& grad_z, const MaybeTensor& grad_kl, const Tensor& x, const Tensor& log_std,
     const MaybeTensor& prior_mean, const MaybeTensor& prior_log_std, const MaybeTensor& noise, const MaybeTensor& rng,
-    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, double scale, int64_t wanted) {
+    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, int64_t divisor, int64_t wanted) {
   Tensor d_x = gradient_like(x, wanted & 1), d_log_std = gradient_like(log_std, wanted & 2);
   const int64_t chunks = chunks_of(x.numel());
   std::vector<double> d_prior(size_t(2 * chunks));
   const InformationDropoutBackwardArguments a{options(prior_mean, prior_log_std, log_normal, mask_zero, mean_one),
                                               x.numel(),
-                                              scale,
+                                              scale_of(divisor),
                                               Operand(grad_z),
                                               Operand::gradient(grad_kl, x, reduction),
                                               Operand(x),

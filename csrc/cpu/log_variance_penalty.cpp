@@ -16,8 +16,8 @@ struct LogVariancePenaltyArguments {
 
 namespace fastib {
 
-Tensor log_variance_penalty(const Tensor& logvar, int64_t reduction, double scale) {
-  Reduction r(logvar, reduction, kFactor * scale);
+Tensor log_variance_penalty(const Tensor& logvar, int64_t reduction, int64_t divisor) {
+  Reduction r(logvar, reduction, kFactor * scale_of(divisor));
   const LogVariancePenaltyArguments a{Operand(logvar), &r};
   run_chunks(FASTIB_KERNEL_OF(logvar.scalar_type(), forward), a, r.chunks());
   return r.finish();

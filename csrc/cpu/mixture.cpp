@@ -4,8 +4,8 @@
 namespace fastib {
 
 Mixture::Mixture(const Tensor& z_, const Tensor& mu_, const Tensor& logvar_, const MaybeTensor& log_weights_,
-                 double w_self, double w_other, int64_t row_offset_)
-    : PairWeighting(w_self, w_other),
+                 Weights weights, int64_t row_offset_)
+    : PairWeighting(weights),
       dtype(z_.scalar_type()),
       rows(z_.size(0)),
       components(mu_.size(0)),

@@ -45,8 +45,8 @@ struct Mixture : PairWeighting {
   Scratch largest_of_chunks;  // per chunk and dimension, the largest c
   Scratch packed;  // tiles of one vector of components: {mu, sqrt(log2(e)/2) exp(-l/2), c} per dimension, then C
 
-  Mixture(const Tensor& z, const Tensor& mu, const Tensor& logvar, const MaybeTensor& log_weights, double w_self,
-          double w_other, int64_t row_offset);
+  Mixture(const Tensor& z, const Tensor& mu, const Tensor& logvar, const MaybeTensor& log_weights, Weights weights,
+          int64_t row_offset);
   bool weights_given() const { return log_weights || by_logarithm; }  // of each pair
   bool is_double() const { return dtype == ScalarType::Double; }
   int64_t element_size() const { return is_double() ? sizeof(double) : sizeof(float); }

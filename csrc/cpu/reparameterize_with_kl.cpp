@@ -26,10 +26,10 @@ struct ReparameterizeWithKlBackwardArguments {
 namespace fastib {
 
 std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& noise,
-                                                  const MaybeTensor& rng, int64_t reduction, double scale) {
+                                                  const MaybeTensor& rng, int64_t reduction, int64_t divisor) {
   check_reduction_with_noise(reduction);
   Tensor z = output_like(mu);
-  Reduction r(mu, reduction, scale);
+  Reduction r(mu, reduction, scale_of(divisor));
   const ReparameterizeWithKlArguments a{Operand(mu), Operand(logvar), Operand(noise), rng_words(rng), Operand(z), &r};
   run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), forward), a, r.chunks());
   return {z, r.finish()};
@@ -38,13 +38,12 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor
 std::tuple<Tensor, Tensor> reparameterize_with_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
                                                            const Tensor& mu, const Tensor& logvar,
                                                            const MaybeTensor& noise, const MaybeTensor& rng,
-                                                           int64_t reduction, double scale, int64_t wanted) {
+                                                           int64_t reduction, int64_t divisor, int64_t wanted) {
   Tensor d_mu = gradient_like(mu, wanted & 1), d_logvar = gradient_like(logvar, wanted & 2);
-  const ReparameterizeWithKlBackwardArguments a{mu.numel(),      scale,
-                                                Operand(grad_z), Operand::gradient(grad_kl, mu, reduction),
-                                                Operand(mu),     Operand(logvar),
-                                                Operand(noise),  rng_words(rng),
-                                                Operand(d_mu),   Operand(d_logvar)};
+  const ReparameterizeWithKlBackwardArguments a{
+      mu.numel(),    scale_of(divisor), Operand(grad_z), Operand::gradient(grad_kl, mu, reduction),
+      Operand(mu),   Operand(logvar),   Operand(noise),  rng_words(rng),
+      Operand(d_mu), Operand(d_logvar)};
   run_chunks(FASTIB_KERNEL_OF(mu.scalar_type(), backward), a, chunks_of(a.numel));
   return {d_mu, d_logvar};
 }

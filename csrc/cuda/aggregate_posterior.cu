@@ -31,7 +31,8 @@ struct AddNothing {
 };
 
 std::tuple<Tensor, Tensor, Tensor> aggregate_posterior(const Tensor& z, const Tensor& mu, const Tensor& logvar,
-                                                       const MaybeTensor& log_weights, double w_self, double w_other,
+                                                       const MaybeTensor& log_weights, int64_t estimator,
+                                                       int64_t dataset_size, double w_self, double w_other,
                                                        int64_t row_offset, int64_t, bool joint) {
   const ScalarType dtype = accumulate_type(z.scalar_type());
   const int64_t rows = z.size(0), dims = z.size(1);
@@ -41,7 +42,8 @@ std::tuple<Tensor, Tensor, Tensor> aggregate_posterior(const Tensor& z, const Te
   with_type(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using S = Compute<T>;
-    const PackedMixture<T> mixture(device, z, mu, logvar, log_weights, w_self, w_other, row_offset);
+    const PackedMixture<T> mixture(device, z, mu, logvar, log_weights,
+                                   weights_of(estimator, dataset_size, mu.size(0), {w_self, w_other}), row_offset);
     const KeepDensities<S> keep{joint ? static_cast<S*>(log_qz.data_ptr()) : nullptr,
                                 static_cast<S*>(log_qz_marginals.data_ptr()), dims};
     mixture_forward(device, mixture, saved, keep);
@@ -49,17 +51,16 @@ std::tuple<Tensor, Tensor, Tensor> aggregate_posterior(const Tensor& z, const Te
   return {log_qz, log_qz_marginals, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor> aggregate_posterior_backward(const MaybeTensor& grad_log_qz,
-                                                                const MaybeTensor& grad_log_qz_marginals,
-                                                                const Tensor& z, const Tensor& mu, const Tensor& logvar,
-                                                                const MaybeTensor& log_weights, const Tensor& saved,
-                                                                double w_self, double w_other, int64_t row_offset,
-                                                                int64_t, bool joint) {
+std::tuple<Tensor, Tensor, Tensor> aggregate_posterior_backward(
+    const MaybeTensor& grad_log_qz, const MaybeTensor& grad_log_qz_marginals, const Tensor& z, const Tensor& mu,
+    const Tensor& logvar, const MaybeTensor& log_weights, const Tensor& saved, int64_t estimator, int64_t dataset_size,
+    double w_self, double w_other, int64_t row_offset, int64_t, bool joint) {
   const MixtureGradients out{output_like(z), output_like(mu), output_like(logvar)};
   const Device device(z);
   with_type(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const PackedMixture<T> mixture(device, z, mu, logvar, log_weights, w_self, w_other, row_offset);
+    const PackedMixture<T> mixture(device, z, mu, logvar, log_weights,
+                                   weights_of(estimator, dataset_size, mu.size(0), {w_self, w_other}), row_offset);
     const DensityGradients<Compute<T>> gradients{joint ? Matrix(grad_log_qz) : Matrix(), Matrix(grad_log_qz_marginals)};
     mixture_backward(device, mixture, saved, gradients, AddNothing(), out);
   });

@@ -84,8 +84,9 @@ struct AddPrior {
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, const Tensor& mu, const Tensor& logvar,
-                                                              double w_self, double w_other, int64_t row_offset,
-                                                              int64_t reduction, double scale, int64_t) {
+                                                              int64_t estimator, int64_t dataset_size,
+                                                              int64_t row_offset, int64_t reduction, int64_t divisor,
+                                                              int64_t) {
   const ScalarType dtype = accumulate_type(z.scalar_type());
   const bool keep = ReductionKind(reduction) == ReductionKind::none;
   const int64_t rows = z.size(0);
@@ -96,12 +97,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, c
   with_type(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using S = Compute<T>;
-    const PackedMixture<T> mixture(device, z, mu, logvar, std::nullopt, w_self, w_other, row_offset);
+    const PackedMixture<T> mixture(device, z, mu, logvar, std::nullopt, weights_of(estimator, dataset_size, mu.size(0)),
+                                   row_offset);
     with_width<S>(mixture.chunks, [&](auto width) {
       mixture_forward(device, mixture, saved, KeepTerms<S, decltype(width)::value>{mixture.mixture, doubles(terms)});
     });
     const auto data = [](const Tensor& t) { return static_cast<S*>(t.data_ptr()); };
-    FASTIB_RUN(device, reduce_terms<S>, 3, kThreads, doubles(terms), rows, keep, scale, data(mi), data(tc), data(kl));
+    FASTIB_RUN(device, reduce_terms<S>, 3, kThreads, doubles(terms), rows, keep, scale_of(divisor), data(mi), data(tc),
+               data(kl));
   });
   return {mi, tc, kl, saved};
 }
@@ -109,16 +112,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> elbo_decomposition(const Tensor& z, c
 std::tuple<Tensor, Tensor, Tensor> elbo_decomposition_backward(const MaybeTensor& grad_mi, const MaybeTensor& grad_tc,
                                                                const MaybeTensor& grad_kl, const Tensor& z,
                                                                const Tensor& mu, const Tensor& logvar,
-                                                               const Tensor& saved, double w_self, double w_other,
-                                                               int64_t row_offset, int64_t reduction, double scale,
-                                                               int64_t) {
+                                                               const Tensor& saved, int64_t estimator,
+                                                               int64_t dataset_size, int64_t row_offset,
+                                                               int64_t reduction, int64_t divisor, int64_t) {
   const MixtureGradients out{output_like(z), output_like(mu), output_like(logvar)};
   const Device device(z);
   with_type(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using S = Compute<T>;
-    const PackedMixture<T> mixture(device, z, mu, logvar, std::nullopt, w_self, w_other, row_offset);
-    const TermGradients<S> gradients(grad_mi, grad_tc, grad_kl, reduction, scale);
+    const PackedMixture<T> mixture(device, z, mu, logvar, std::nullopt, weights_of(estimator, dataset_size, mu.size(0)),
+                                   row_offset);
+    const TermGradients<S> gradients(grad_mi, grad_tc, grad_kl, reduction, scale_of(divisor));
     const AddPrior<S> prior{gradients, mixture.mixture.points, mixture.chunks.padded()};
     mixture_backward(device, mixture, saved, gradients, prior, out);
   });

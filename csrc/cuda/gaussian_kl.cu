@@ -103,10 +103,10 @@ struct GaussianKlBackward {
 };
 
 Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& prior_mu, const MaybeTensor& prior_logvar,
-                   int64_t reduction, double scale, double floor) {
+                   int64_t reduction, int64_t divisor, double floor) {
   return with_type(mu.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    return reduce<T>(GaussianKl<T>{{mu, logvar, prior_mu, prior_logvar, floor}}, mu, reduction, scale);
+    return reduce<T>(GaussianKl<T>{{mu, logvar, prior_mu, prior_logvar, floor}}, mu, reduction, scale_of(divisor));
   });
 }
 
@@ -135,7 +135,7 @@ void sum_over_columns(const GaussianKlBackward<T>& act, int64_t columns, const T
 std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& grad, const Tensor& mu,
                                                                 const Tensor& logvar, const MaybeTensor& prior_mu,
                                                                 const MaybeTensor& prior_logvar, int64_t reduction,
-                                                                double scale, double floor, int64_t wanted) {
+                                                                int64_t divisor, double floor, int64_t wanted) {
   const auto gradient_by = [&](const MaybeTensor& t, int64_t bit) { return gradient_like(t ? *t : mu, wanted & bit); };
   const Tensor d_mu = gradient_by(mu, 1), d_logvar = gradient_by(logvar, 2);
   const Tensor d_prior_mu = gradient_by(prior_mu, 4), d_prior_logvar = gradient_by(prior_logvar, 8);
@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
                                     Operand(d_logvar),
                                     elements(d_prior_mu),
                                     elements(d_prior_logvar),
-                                    scale};
+                                    scale_of(divisor)};
     if (columns == 0) run_each_group<kGroup<T>>(mu, act, mu.numel());
     else sum_over_columns<T>(act, columns, mu, d_prior_mu, d_prior_logvar);
   });

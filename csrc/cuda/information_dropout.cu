@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& log_std, const MaybeTensor& prior_mean,
                                                const MaybeTensor& prior_log_std, const MaybeTensor& noise,
                                                const MaybeTensor& rng, bool log_normal, bool mask_zero, bool mean_one,
-                                               int64_t reduction, double scale) {
+                                               int64_t reduction, int64_t divisor) {
   check_reduction_with_noise(reduction);
   const Tensor z = output_like(x);
   const Tensor kl = with_type(x.scalar_type(), [&](auto type) {
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& lo
                           Operand(noise),
                           rng_words(rng),
                           Operand(z)};
-    return reduce<T>(loss, x, reduction, scale);
+    return reduce<T>(loss, x, reduction, scale_of(divisor));
   });
   return {z, kl};
 }
@@ -168,7 +168,7 @@ std::tuple<Tensor, Tensor> information_dropout(const Tensor& x, const Tensor& lo
 std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
     const MaybeTensor& grad_z, const MaybeTensor& grad_kl, const Tensor& x, const Tensor& log_std,
     const MaybeTensor& prior_mean, const MaybeTensor& prior_log_std, const MaybeTensor& noise, const MaybeTensor& rng,
-    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, double scale, int64_t wanted) {
+    bool log_normal, bool mask_zero, bool mean_one, int64_t reduction, int64_t divisor, int64_t wanted) {
   const Tensor d_x = gradient_like(x, wanted & 1), d_log_std = gradient_like(log_std, wanted & 2);
   const ScalarType dtype = accumulate_type(x.scalar_type());
   const Tensor d_mean = output({}, dtype, x), d_prior_log_std = output({}, dtype, x);
@@ -185,7 +185,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
         rng_words(rng),
         Operand(d_x),
         Operand(d_log_std),
-        scale};
+        scale_of(divisor)};
     const bool by_prior = log_normal && grad_kl;
     const int64_t blocks = by_prior ? divide_up(x.numel(), kPiece) : 0;
     const Device device(x);

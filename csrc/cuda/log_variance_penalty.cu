@@ -16,10 +16,10 @@ struct Penalty {
   }
 };
 
-Tensor log_variance_penalty(const Tensor& logvar, int64_t reduction, double scale) {
+Tensor log_variance_penalty(const Tensor& logvar, int64_t reduction, int64_t divisor) {
   return with_type(logvar.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    return reduce<T>(Penalty<T>{Operand(logvar)}, logvar, reduction, scale);
+    return reduce<T>(Penalty<T>{Operand(logvar)}, logvar, reduction, scale_of(divisor));
   });
 }
 

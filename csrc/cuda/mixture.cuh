@@ -333,7 +333,7 @@ struct PackedMixture {
   Mixture<S> mixture;
 
   PackedMixture(const Device& device, const Tensor& z, const Tensor& mu, const Tensor& logvar,
-                const MaybeTensor& log_weights, double w_self, double w_other, int64_t row_offset)
+                const MaybeTensor& log_weights, Weights weights, int64_t row_offset)
       : chunks(mu.size(1), sizeof(S) == 8),
         packed(scratch({mu.size(0), 4 * chunks.padded()}, z)),
         constants(scratch({mu.size(0)}, z)),
@@ -343,7 +343,7 @@ struct PackedMixture {
     // An index has 32 bits in the kernels on pairs: so many pairs would take them a year.
     STD_TORCH_CHECK(std::max(z.size(0), mu.size(0)) < (int64_t(1) << 30), "fastib: ", z.size(0), " points under ",
                     mu.size(0), " components: neither may be 2^30 or more");
-    const PairWeighting w(w_self, w_other);
+    const PairWeighting w(weights);
     const auto data = [](const Tensor& t) { return static_cast<S*>(t.data_ptr()); };
     mixture = {z.size(0),
                mu.size(0),

@@ -61,13 +61,13 @@ struct SampleAndKlBackward {
 };
 
 std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor& logvar, const MaybeTensor& noise,
-                                                  const MaybeTensor& rng, int64_t reduction, double scale) {
+                                                  const MaybeTensor& rng, int64_t reduction, int64_t divisor) {
   check_reduction_with_noise(reduction);
   const Tensor z = output_like(mu);
   const Tensor kl = with_type(mu.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const SampleAndKl<T> loss{Operand(mu), Operand(logvar), Operand(noise), rng_words(rng), Operand(z)};
-    return reduce<T>(loss, mu, reduction, scale);
+    return reduce<T>(loss, mu, reduction, scale_of(divisor));
   });
   return {z, kl};
 }
@@ -75,19 +75,15 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensor& mu, const Tensor
 std::tuple<Tensor, Tensor> reparameterize_with_kl_backward(const MaybeTensor& grad_z, const MaybeTensor& grad_kl,
                                                            const Tensor& mu, const Tensor& logvar,
                                                            const MaybeTensor& noise, const MaybeTensor& rng,
-                                                           int64_t reduction, double scale, int64_t wanted) {
+                                                           int64_t reduction, int64_t divisor, int64_t wanted) {
   const Tensor d_mu = gradient_like(mu, wanted & 1), d_logvar = gradient_like(logvar, wanted & 2);
   with_type(mu.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const SampleAndKlBackward<T> act{Operand(grad_z),
-                                     Operand::gradient(grad_kl, mu, reduction),
-                                     Operand(mu),
-                                     Operand(logvar),
-                                     Operand(noise),
-                                     rng_words(rng),
-                                     Operand(d_mu),
-                                     Operand(d_logvar),
-                                     scale};
+    const SampleAndKlBackward<T> act{Operand(grad_z),  Operand::gradient(grad_kl, mu, reduction),
+                                     Operand(mu),      Operand(logvar),
+                                     Operand(noise),   rng_words(rng),
+                                     Operand(d_mu),    Operand(d_logvar),
+                                     scale_of(divisor)};
     run_each_group<kGroup<T>>(mu, act, mu.numel());
   });
   return {d_mu, d_logvar};

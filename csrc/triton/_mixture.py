@@ -153,8 +153,7 @@ def pack(
     mu: Tensor,
     logvar: Tensor,
     log_weights: Tensor | None,
-    w_self: float,
-    w_other: float,
+    weights: tuple[float, float],
     row_offset: int,
 ) -> Mixture:
     dtype, (components, dims) = accumulate_dtype(z.dtype), mu.shape
@@ -168,14 +167,15 @@ def pack(
         log_weights = log_weights.to(dtype).contiguous()
         largest = log_weights.amax(1)
         largest = torch.where(largest.isfinite(), largest, 0.0)
-        w_self = w_other = 1.0
+        weights = 1.0, 1.0
+    w_self, w_other = weights
     base = w_other if w_other >= _SMALLEST_RATIO * w_self else w_self
     own, other = w_self / base, w_other / base
     by_logarithm = other != 1 or 0 < own < _SMALLEST_RATIO
-    weights = (1.0, _log2(own), _log2(other)) if by_logarithm else (own, 0.0, 0.0)
+    encoded = (1.0, _log2(own), _log2(other)) if by_logarithm else (own, 0.0, 0.0)
     return Mixture(
         z.shape[0], components, dims, _transposed(z, dtype), _transposed(mu, dtype), precision, c, joint, log_weights,
-        largest, row_offset, *map(bits, weights), math.log(base),
+        largest, row_offset, *map(bits, encoded), math.log(base),
     )  # fmt: skip
 
 

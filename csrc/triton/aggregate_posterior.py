@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastib._arguments import accumulate_dtype
+from fastib._formulas import estimator_weights
 
 from . import _joint, _marginals
 from ._gradients import RowGradients, gradients
@@ -33,13 +34,16 @@ def aggregate_posterior(
     mu: Tensor,
     logvar: Tensor,
     log_weights: Tensor | None,
+    estimator: int,
+    dataset_size: int,
     w_self: float,
     w_other: float,
     row_offset: int,
     algorithm: int,
     of_joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    m = pack(z, mu, logvar, log_weights, w_self, w_other, row_offset)
+    weights = estimator_weights(estimator, dataset_size, mu.shape[0], (w_self, w_other))
+    m = pack(z, mu, logvar, log_weights, weights, row_offset)
     dtype = accumulate_dtype(z.dtype)
     log_qz = z.new_empty(m.rows if of_joint else 0, dtype=dtype)
     log_qz_marginals = torch.empty(z.shape, dtype=dtype, device=z.device)
@@ -61,13 +65,16 @@ def aggregate_posterior_backward(
     logvar: Tensor,
     log_weights: Tensor | None,
     memory: Tensor,
+    estimator: int,
+    dataset_size: int,
     w_self: float,
     w_other: float,
     row_offset: int,
     algorithm: int,
     of_joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    m = pack(z, mu, logvar, log_weights, w_self, w_other, row_offset)
+    weights = estimator_weights(estimator, dataset_size, mu.shape[0], (w_self, w_other))
+    m = pack(z, mu, logvar, log_weights, weights, row_offset)
     by_joint = grad_log_qz.contiguous() if of_joint and grad_log_qz is not None else None
     by_marginals = None if grad_log_qz_marginals is None else grad_log_qz_marginals.t().contiguous()
     return gradients(m, saved_of(memory), RowGradients(by_joint, None, by_marginals, None), z, mu, logvar)

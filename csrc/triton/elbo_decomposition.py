@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastib._arguments import Reduction, accumulate_dtype
+from fastib._formulas import estimator_weights, scale_of
 
 from ._elements import double_of
 from ._gradients import RowGradients, gradients
@@ -71,14 +72,15 @@ def elbo_decomposition(
     z: Tensor,
     mu: Tensor,
     logvar: Tensor,
-    w_self: float,
-    w_other: float,
+    estimator: int,
+    dataset_size: int,
     row_offset: int,
     reduction: int,
-    scale: float,
+    divisor: int,
     algorithm: int,
 ) -> tuple[Tensor, ...]:
-    m, dtype = pack(z, mu, logvar, None, w_self, w_other, row_offset), accumulate_dtype(z.dtype)
+    weights, dtype = estimator_weights(estimator, dataset_size, mu.shape[0]), accumulate_dtype(z.dtype)
+    m = pack(z, mu, logvar, None, weights, row_offset)
     memory = z.new_empty((m.rows, 2 * m.dims + 2), dtype=dtype)
     saved = saved_of(memory)
     log_qz, information = (torch.empty(m.rows, dtype=torch.float64, device=z.device) for _ in range(2))
@@ -91,6 +93,7 @@ def elbo_decomposition(
     each = reduction == Reduction.NONE
     sums = Sums(m.rows, 1, 1, 1) if each else Sums(1, m.rows, 1, 1)
     outputs = (z.new_empty((m.rows,) if each else (), dtype=dtype) for _ in range(3))
+    scale = scale_of(divisor)
     return *(reduce(sum_values, sums, out, scale, term) for out, term in zip(outputs, terms, strict=True)), memory
 
 
@@ -102,18 +105,18 @@ def elbo_decomposition_backward(
     mu: Tensor,
     logvar: Tensor,
     memory: Tensor,
-    w_self: float,
-    w_other: float,
+    estimator: int,
+    dataset_size: int,
     row_offset: int,
     reduction: int,
-    scale: float,
+    divisor: int,
     algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    m = pack(z, mu, logvar, None, w_self, w_other, row_offset)
+    m = pack(z, mu, logvar, None, estimator_weights(estimator, dataset_size, mu.shape[0]), row_offset)
     by = RowGradients(*(torch.empty(m.rows, dtype=m.z.dtype, device=z.device) for _ in range(4)))
     block = block_of_rows(m.rows, _BLOCK)
     grads = [None if grad is None else grad.contiguous() for grad in (grad_mi, grad_tc, grad_kl)]
     each = reduction == Reduction.NONE
     grid = (triton.cdiv(m.rows, block),)
-    launch(_row_gradients, grid, z, *grads, bits(scale), *by, m.rows, EACH=each, BLOCK=block)
+    launch(_row_gradients, grid, z, *grads, bits(scale_of(divisor)), *by, m.rows, EACH=each, BLOCK=block)
     return gradients(m, saved_of(memory), by, z, mu, logvar)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastib._arguments import Reduction
+from fastib._formulas import scale_of
 
 from ._elements import block_of, double_of, load, store
 from ._kl import kl_between, kl_standard
@@ -186,13 +187,13 @@ def gaussian_kl(
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     reduction: int,
-    scale: float,
+    divisor: int,
     floor: float,
 ) -> Tensor:
     out = reduced_like(mu, reduction)
     inputs = _inputs(mu, logvar, prior_mu, prior_logvar, floor)
     if reduction != Reduction.NONE:
-        return reduce(forward_sums, sums_of(mu, reduction), out, scale, *inputs)
+        return reduce(forward_sums, sums_of(mu, reduction), out, scale_of(divisor), *inputs)
     to = target(out)
     launch_elements(forward, mu, *inputs, to)
     return deliver(out, to)
@@ -205,7 +206,7 @@ def gaussian_kl_backward(
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     reduction: int,
-    scale: float,
+    divisor: int,
     floor: float,
     wanted: int,
 ) -> tuple[Tensor, ...]:
@@ -214,7 +215,7 @@ def gaussian_kl_backward(
     of_elements = [out is not None and out.numel() == mu.numel() for out in outputs]
     targets = [target(out) for out in outputs]
     grad, width, kind = gradient_arguments(grad, mu, reduction)
-    inputs = grad, width, bits(scale), *_inputs(mu, logvar, prior_mu, prior_logvar, floor)
+    inputs = grad, width, bits(scale_of(divisor)), *_inputs(mu, logvar, prior_mu, prior_logvar, floor)
     if any(of_elements):
         own = [to if each else None for to, each in zip(targets, of_elements, strict=True)]
         launch_elements(backward, mu, *inputs, *own, REDUCTION=kind)

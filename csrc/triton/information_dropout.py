@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastib._arguments import Reduction, accumulate_dtype
+from fastib._formulas import scale_of
 
 from ._elements import block_of, load, noise_of, store
 from ._launch import bits, block_size, compiled_once, deliver, dense, launch_elements, target, wanted_like
@@ -157,7 +158,7 @@ def information_dropout(
     mask_zero: bool,
     mean_one: bool,
     reduction: int,
-    scale: float,
+    divisor: int,
 ) -> tuple[Tensor, Tensor]:
     no_sum_over_the_batch(reduction)
     z, kl = torch.empty_like(x), reduced_like(x, reduction)
@@ -169,10 +170,10 @@ def information_dropout(
         launch_elements(forward, x, *arguments, kl_to, None, **options)
         deliver(kl, kl_to)
     elif reduction == Reduction.SUM or x.dim() == 0:
-        launch_with_sum(forward, x, kl, scale, *arguments, None, **options)
+        launch_with_sum(forward, x, kl, scale_of(divisor), *arguments, None, **options)
     else:  # blocks of noise are not blocks of samples
         launch_elements(forward, x, *arguments, None, None, **options)
-        reduce(kl_of_samples, sums_of(x, reduction), kl, scale, *inputs, **options)
+        reduce(kl_of_samples, sums_of(x, reduction), kl, scale_of(divisor), *inputs, **options)
     return deliver(z, to), kl
 
 
@@ -189,7 +190,7 @@ def information_dropout_backward(
     mask_zero: bool,
     mean_one: bool,
     reduction: int,
-    scale: float,
+    divisor: int,
     wanted: int,
 ) -> tuple[Tensor, ...]:
     d_x, d_log_std = wanted_like(x, wanted & 1), wanted_like(log_std, wanted & 2)
@@ -201,7 +202,8 @@ def information_dropout_backward(
     )
     inputs = dense(x), dense(log_std), prior_mean, prior_log_std, dense(noise), rng
     options = {"REDUCTION": kind, "LOG_NORMAL": log_normal, "MASK": mask_zero, "MEAN_ONE": mean_one}
-    launch_elements(backward, x, dense(grad_z), by_kl, width, bits(scale), *inputs, *targets, partial, **options)
+    scale = bits(scale_of(divisor))
+    launch_elements(backward, x, dense(grad_z), by_kl, width, scale, *inputs, *targets, partial, **options)
     gradients = tuple(
         x.new_empty(0) if d is None else deliver(d, to) for d, to in zip((d_x, d_log_std), targets, strict=True)
     )

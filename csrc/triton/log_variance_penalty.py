@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastib._arguments import Reduction
+from fastib._formulas import scale_of
 
 from ._elements import block_of, load, store
 from ._launch import compiled_once, deliver, dense, launch_elements, target
@@ -18,10 +19,10 @@ def forward(logvar, penalty, count, BLOCK: tl.constexpr):
     store(penalty + i, load(logvar + i, inside) * -0.5, inside)
 
 
-def log_variance_penalty(logvar: Tensor, reduction: int, scale: float) -> Tensor:
+def log_variance_penalty(logvar: Tensor, reduction: int, divisor: int) -> Tensor:
     out = reduced_like(logvar, reduction)
     if reduction != Reduction.NONE:
-        return reduce(sum_values, sums_of(logvar, reduction), out, -0.5 * scale, dense(logvar))
+        return reduce(sum_values, sums_of(logvar, reduction), out, -0.5 * scale_of(divisor), dense(logvar))
     to = target(out)
     launch_elements(forward, logvar, dense(logvar), to)
     return deliver(out, to)

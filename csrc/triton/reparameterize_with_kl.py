@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastib._arguments import Reduction
+from fastib._formulas import scale_of
 
 from ._elements import block_of, load, noise_of, store
 from ._kl import kl_standard
@@ -83,7 +84,7 @@ def backward(
 
 
 def reparameterize_with_kl(
-    mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None, reduction: int, scale: float
+    mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None, reduction: int, divisor: int
 ) -> tuple[Tensor, Tensor]:
     no_sum_over_the_batch(reduction)
     z, kl = torch.empty_like(mu), reduced_like(mu, reduction)
@@ -94,10 +95,10 @@ def reparameterize_with_kl(
         launch_elements(forward, mu, *arguments, kl_to, None)
         deliver(kl, kl_to)
     elif reduction == Reduction.SUM or mu.dim() == 0:
-        launch_with_sum(forward, mu, kl, scale, *arguments, None)
+        launch_with_sum(forward, mu, kl, scale_of(divisor), *arguments, None)
     else:  # blocks of noise are not blocks of samples
         launch_elements(forward, mu, *arguments, None, None)
-        reduce(kl_of_samples, sums_of(mu, reduction), kl, scale, *inputs)
+        reduce(kl_of_samples, sums_of(mu, reduction), kl, scale_of(divisor), *inputs)
     return deliver(z, to), kl
 
 
@@ -109,13 +110,13 @@ def reparameterize_with_kl_backward(
     noise: Tensor | None,
     rng: Tensor | None,
     reduction: int,
-    scale: float,
+    divisor: int,
     wanted: int,
 ) -> tuple[Tensor, Tensor]:
     d_mu, d_logvar = wanted_like(mu, wanted & 1), wanted_like(logvar, wanted & 2)
     targets = target(d_mu), target(d_logvar)
     by_kl, width, kind = gradient_arguments(grad_kl, mu, reduction)
-    inputs = dense(grad_z), by_kl, width, bits(scale), dense(mu), dense(logvar), dense(noise), rng
+    inputs = dense(grad_z), by_kl, width, bits(scale_of(divisor)), dense(mu), dense(logvar), dense(noise), rng
     launch_elements(backward, mu, *inputs, *targets, REDUCTION=kind)
     return tuple(
         mu.new_empty(0) if d is None else deliver(d, to) for d, to in zip((d_mu, d_logvar), targets, strict=True)

@@ -1,0 +1,239 @@
+"""torch.compile, torch.export and recomputation: one graph for all batches, the bits of the eager call, and one noise
+for both passes."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch._functorch.config
+from public import EVERYTHING, LOSSES, STOCHASTIC, tensors
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+import fastib
+from fastib.losses import AnnealedVAELoss, BetaTCVAELoss, BetaVAELoss
+
+DIMS = 7
+
+
+@pytest.fixture(autouse=True)
+def compiling(poisoned_memory: None) -> None:
+    torch.use_deterministic_algorithms(False)
+    torch._dynamo.reset()
+
+
+def _inputs(batch: int, dims: int = DIMS) -> tuple[Tensor, Tensor]:
+    return torch.randn(batch, dims, requires_grad=True), torch.randn(batch, dims, requires_grad=True)
+
+
+def _results(fn: Callable[..., Any], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Outputs, and the gradients of their sum."""
+    out = tensors(fn(*inputs))
+    total = sum(t.sum() for t in out if t.requires_grad)
+    return *out, *(g for g in torch.autograd.grad(total, inputs, allow_unused=True) if g is not None)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_one_graph_and_the_same_bits_for_every_batch(name: str) -> None:
+    """More batches than dynamo compiles anew."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(EVERYTHING[name], fullgraph=True, backend=counter, dynamic=True)
+    _results(compiled, *_inputs(5))
+    once = counter.frame_count
+    for batch in (8, 13, 64, 37, 99, 2, 50, 51, 52, 53):
+        inputs = _inputs(batch)
+        for a, b in zip(_results(compiled, *inputs), _results(EVERYTHING[name], *inputs), strict=True):
+            assert torch.equal(a, b), batch
+    assert counter.frame_count == once
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_inductor_changes_no_bit(name: str) -> None:
+    """But those of PyTorch's own sum in a reconstruction."""
+    compiled = torch.compile(EVERYTHING[name], fullgraph=True, dynamic=True)
+    for batch in (5, 99):
+        inputs = _inputs(batch)
+        for a, b in zip(_results(compiled, *inputs), _results(EVERYTHING[name], *inputs), strict=True):
+            if name in LOSSES or name == "information_dropout_log_normal":  # which has a mean for its prior
+                torch.testing.assert_close(a, b)
+            else:
+                assert torch.equal(a, b), batch
+
+
+def test_automatic_dynamic_shapes_compile_twice() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(EVERYTHING["BetaTCVAELoss"], fullgraph=True, backend=counter)
+    for batch in range(5, 25):
+        compiled(*_inputs(batch))
+    assert counter.frame_count == 2
+
+
+def test_compiles_with_numbers_that_vary() -> None:
+    """Dynamo makes them symbolic, and so their checks."""
+
+    def f(mu: Tensor, logvar: Tensor, free_bits: float, beta: float) -> Tensor:
+        kl = fastib.gaussian_kl(mu, logvar, free_bits=free_bits)
+        element = fastib.gaussian_kl(mu, logvar, free_bits=free_bits, free_bits_per="element")
+        return kl + element + BetaVAELoss(beta)(mu, mu.sigmoid(), mu, logvar).loss
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size, number in ((5, 0.25), (6, 0.5), (7, 0.75)):
+        inputs = [torch.randn(8, size) for _ in range(2)]
+        torch.testing.assert_close(compiled(*inputs, number, number), f(*inputs, number, number))
+
+
+@pytest.mark.parametrize("estimator", ["mss", "mws", "in_batch"])
+def test_the_ceiling_of_the_information_comes_with_the_terms(estimator: str) -> None:
+    def f(mu: Tensor, logvar: Tensor) -> fastib.ELBODecomposition:
+        return fastib.elbo_decomposition(mu, mu, logvar, 1000, estimator=estimator)
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (5, 8):
+        ours, expected = (fn(*_inputs(batch)).mutual_information_ceiling for fn in (compiled, f))
+        assert ours == expected < float("inf")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_noise_is_new_in_each_call(backend: str) -> None:
+    """In each call of a graph, too; and repeated after torch.manual_seed."""
+
+    def f(zero: Tensor, logvar: Tensor) -> tuple[Tensor, ...]:
+        z, _ = fastib.reparameterize_with_kl(zero, logvar)
+        y, _ = fastib.information_dropout(zero + 1, logvar)
+        return fastib.reparameterize(zero, logvar), z, y
+
+    compiled = torch.compile(f, fullgraph=True, backend=backend)
+    zero, logvar = torch.zeros(50, 3), torch.zeros(50, 3, requires_grad=True)
+    torch.manual_seed(3)
+    first, second = compiled(zero, logvar), compiled(zero, logvar)
+    torch.manual_seed(3)
+    repeated = compiled(zero, logvar)
+    assert all(torch.equal(a, b) for a, b in zip(first, repeated, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+    for out, expected in zip(first, (first[0] / 2, first[1] / 2, first[2] * first[2].log()), strict=True):
+        (grad,) = torch.autograd.grad(out.sum(), logvar, retain_graph=True)
+        torch.testing.assert_close(grad, expected.detach())
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_seed_gives_what_it_gives_without_the_compiler(name: str, backend: str) -> None:
+    compiled, inputs = torch.compile(STOCHASTIC[name], fullgraph=True, backend=backend), _inputs(9)
+    for _ in range(2):
+        state = torch.get_rng_state()
+        ours = tensors(compiled(*inputs))
+        torch.set_rng_state(state)
+        for a, b in zip(ours, tensors(STOCHASTIC[name](*inputs)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+# With rng or without, both passes have one noise: with z = mu + e^(logvar / 2) eps, dz/dlogvar is (z - mu) / 2.
+
+
+def _activation(rng: Tensor | None, mu: Tensor, logvar: Tensor) -> Tensor:
+    """Cheap operations around the noise, which a partitioner would rather repeat than save."""
+    return fastib.reparameterize(mu.sin(), logvar.cos(), rng=rng).mul(2).sigmoid()
+
+
+def _assert_one_noise(fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+    mu, logvar = _inputs(64, 8)
+    out = fn(mu, logvar)
+    z = torch.logit(out.detach()) / 2
+    (grad,) = torch.autograd.grad(out.sum(), logvar)
+    chain = 2 * out.detach() * (1 - out.detach()) * -logvar.detach().sin()
+    torch.testing.assert_close(grad, chain * (z - mu.detach().sin()) / 2, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("rng", [None, torch.tensor([5, 6])], ids=["drawn", "given"])
+@pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
+def test_activation_checkpointing_repeats_the_noise(backend: str | None, rng: Tensor | None) -> None:
+    def f(mu: Tensor, logvar: Tensor) -> Tensor:
+        return checkpoint(functools.partial(_activation, rng), mu, logvar, use_reentrant=False)
+
+    _assert_one_noise(f if backend is None else torch.compile(f, fullgraph=True, backend=backend))
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("budget", [0.6, 0.2, 0.01])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_partitioner_that_saves_memory_keeps_the_noise(backend: str, budget: float, checkpointed: bool) -> None:
+    """PyTorch's own noise, it draws again: with torch.randn_like in its place this fails."""
+    f = functools.partial(_activation, None)
+    inner = functools.partial(checkpoint, f, use_reentrant=False) if checkpointed else f
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        _assert_one_noise(torch.compile(inner, fullgraph=True, backend=backend))
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_checkpoints_recompute_every_stochastic_function(name: str) -> None:
+    """With a graph of the gradients, too: what is saved is given out once."""
+    inputs = _inputs(6)
+    for graph in (False, True):
+        grads = []
+        for run in (STOCHASTIC[name], functools.partial(checkpoint, STOCHASTIC[name], use_reentrant=False)):
+            torch.manual_seed(0)
+            total = sum(t.sum() for t in tensors(run(*inputs)))
+            grads.append(torch.autograd.grad(total, inputs, create_graph=graph))
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+class _VAE(nn.Module):
+    """A model with the losses inside."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.criterion = nn.Linear(12, 8), nn.Linear(4, 12), criterion
+
+    def forward(self, x: Tensor, rng: Tensor | None = None) -> Tensor:
+        mu, logvar = self.encoder(x).chunk(2, -1)
+        z, _ = fastib.reparameterize_with_kl(mu, logvar, rng=rng)
+        sample = (z,) if isinstance(self.criterion, BetaTCVAELoss) else ()
+        loss: Tensor = self.criterion(self.decoder(z), x, *sample, mu, logvar).loss
+        return loss + fastib.log_variance_penalty(logvar)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        BetaVAELoss(4.0),
+        BetaVAELoss(free_bits=0.1),
+        AnnealedVAELoss(10.0, 5.0, 100),
+        BetaTCVAELoss(dataset_size=1000),
+        BetaTCVAELoss(dataset_size=1000, estimator="mws"),
+    ],
+    ids=["beta", "free_bits", "annealed", "tc", "tc_mws"],
+)
+def test_exports(criterion: nn.Module, strict: bool) -> None:
+    """A model with its losses, for any batch; saved, loaded, and run."""
+    model, x, rng = _VAE(criterion), torch.rand(16, 12), torch.tensor([3, 4])
+    shapes = {"x": {0: torch.export.Dim("batch", min=2, max=1000)}, "rng": None}
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (x, rng), dynamic_shapes=shapes, strict=strict), file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for batch in (16, 37):
+        x = torch.rand(batch, 12)
+        torch.testing.assert_close(loaded(x, rng), model(x, rng))
+    drawn = torch.export.export(model, (x,), strict=strict).module()
+    assert not torch.equal(drawn(x), drawn(x))
+
+
+def test_a_tensor_that_comes_twice() -> None:
+    """As the sample and the mean, or the prior and the posterior."""
+
+    def f(mu: Tensor, logvar: Tensor) -> Tensor:
+        terms = fastib.elbo_decomposition(mu, mu, logvar, 1000)
+        return sum(terms) + fastib.gaussian_kl(mu, mu) + fastib.gaussian_kl(mu, logvar, logvar, mu)
+
+    inputs = _inputs(6)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for a, b in zip(_results(compiled, *inputs), _results(f, *inputs), strict=True):
+        torch.testing.assert_close(a, b)
