@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -209,7 +210,7 @@ ESTIMATORS = {
 }
 
 
-def check_posteriors(z: Any, mu: Any, logvar: Any) -> None:
+def check_posteriors(z: Any, mu: Any, logvar: Any, fewest: int = 1) -> None:
     """Checks points [S, D] and the Gaussians [N', D] of a mixture."""
     for name, value in (("z", z), ("mu", mu)):
         check_floating(name, value)
@@ -219,7 +220,7 @@ def check_posteriors(z: Any, mu: Any, logvar: Any) -> None:
     check_dtype_and_device("z", z, "mu", mu)
     if z.shape[1] != mu.shape[1]:
         raise ValueError(f"z must have the latent dimensions of mu, {mu.shape[1]}, got {z.shape[1]}")
-    if mu.shape[0] == 0:
+    if mu.shape[0] < fewest:
         raise ValueError(f"mu must have at least one component, got shape {tuple(mu.shape)}")
 
 
@@ -232,14 +233,15 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"{name} must be at most {LARGEST_INTEGER}, got {value}")
 
 
-def estimator_of(estimator: Any, dataset_size: Any, components: int) -> tuple[int, int]:
-    """The estimator and the size of the data set as operators take them: 0 where there is none."""
+def estimator_of(estimator: Any, dataset_size: Any, components: int | None = None) -> tuple[int, int]:
+    """The estimator and the size of the data set as operators take them: 0 where there is none. Checked as far as it can
+    be where the number of components is yet to come."""
     check_choice("estimator", estimator, tuple(ESTIMATORS))
     if dataset_size is None and estimator in ("mss", "mws"):
         raise ValueError(f"dataset_size must be given with estimator={estimator!r}: it is never guessed")
     if dataset_size is not None:
         check_integer("dataset_size", dataset_size, 1)
-        if dataset_size < components:
+        if components is not None and dataset_size < components:
             raise ValueError(
                 f"dataset_size must be at least the number of components, {components}, got {dataset_size}"
             )
@@ -256,14 +258,46 @@ def decomposition(
 ) -> tuple[int, int, int, int, int]:
     """The estimator and its N, the offset, and the reduction of one value per sample as its kind and divisor."""
     check_posteriors(z, mu, logvar)
-    if row_offset is not None:
+    if row_offset is None:
+        check_rows(z, mu)
+    else:
         check_part(row_offset, z, mu)
-    elif z.shape[0] != mu.shape[0]:
-        raise ValueError(f"z must have one row for each row of mu, {mu.shape[0]}, got {z.shape[0]}")
     weighting = estimator_of(estimator, dataset_size, mu.shape[0])
     check_choice("reduction", reduction, SAMPLE_REDUCTIONS)
     kind = Reduction.NONE if reduction == "none" else Reduction.SUM
     return *weighting, row_offset or 0, kind, z.shape[0] if reduction == "mean" else 1
+
+
+def decomposition_of_rank(
+    z: Any,
+    mu: Any,
+    logvar: Any,
+    dataset_size: Any,
+    estimator: Any,
+    row_offset: Any = None,
+    reduction: Any = "mean",
+    algorithm: Any = "auto",
+) -> tuple[int, list[tuple[str, int, Sequence[Any] | None]]]:
+    """The rows of a rank, and what all ranks must agree on: for each its name, and its value or index of a choice."""
+    check_posteriors(z, mu, logvar, fewest=0)
+    check_rows(z, mu)
+    if row_offset is not None:
+        raise ValueError(f"row_offset must be None with group, where it is that of the rank, got {row_offset!r}")
+    code, size = estimator_of(estimator, dataset_size)
+    check_choice("reduction", reduction, SAMPLE_REDUCTIONS)
+    return z.shape[0], [
+        ("the latent dimensions of mu", mu.shape[1], None),
+        ("the dtype of mu", FLOATING.index(mu.dtype), FLOATING),
+        ("dataset_size", size, None),
+        ("estimator", code - 1, tuple(ESTIMATORS)),
+        ("reduction", SAMPLE_REDUCTIONS.index(reduction), SAMPLE_REDUCTIONS),
+        ("algorithm", algorithm_of(algorithm), tuple(_ALGORITHMS)),
+    ]
+
+
+def check_rows(z: Tensor, mu: Tensor) -> None:
+    if z.shape[0] != mu.shape[0]:
+        raise ValueError(f"z must have one row for each row of mu, {mu.shape[0]}, got {z.shape[0]}")
 
 
 def mixture_weights(

@@ -30,12 +30,16 @@ drawn anew in each call, and never again for a backward pass that recomputes to 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastib import _arguments, _ops, _rng
 from fastib._arguments import Reduction
 from fastib._derivatives import apply
+from fastib.distributed import GlobalBatch
 from fastib.reference import ELBODecomposition
 
 
@@ -440,6 +444,7 @@ def elbo_decomposition(
     row_offset: int | None = None,
     reduction: str = "mean",
     algorithm: str = "auto",
+    group: dist.ProcessGroup | None = None,
 ) -> ELBODecomposition:
     """The three parts of the KL of a VAE: mutual information, total correlation, and dimension-wise KL::
 
@@ -462,6 +467,11 @@ def elbo_decomposition(
         row_offset: z has samples of the posteriors from this one on: for a part of a batch against all of it.
         reduction: over the samples: "none", "sum" or "mean".
         algorithm: "direct", "near_linear", or "auto" for the faster one: see `aggregate_posterior`.
+        group: ranks of torch.distributed, each of which calls this with its part of one batch, of any size: z and its
+            posteriors stay there, and the posteriors of all ranks come to them (see `fastib.distributed` for what is
+            sent). "sum" and "mean" are then over the samples of all ranks, and the same on each; their gradients are
+            those to be averaged over the ranks, as DistributedDataParallel does, so that they are one process's on the
+            whole batch. "none" gives this rank's samples.
 
     Returns:
         A named tuple (mutual_information, total_correlation, dimension_wise_kl) in nats, in float32 (float64 for
@@ -473,7 +483,10 @@ def elbo_decomposition(
     Raises:
         TypeError: for a tensor of a wrong dtype, or a `dataset_size` that is not an integer.
         ValueError: if shapes or devices do not match; for an unknown estimator, reduction or algorithm, N missing or
-            smaller than B, B < 2 where the estimator divides by B - 1, or rows beyond the posteriors.
+            smaller than B, B < 2 where the estimator divides by B - 1, or rows beyond the posteriors; with `group`, on
+            all ranks, if what they pass does not agree.
+        RuntimeError: with `group`, if another rank has wrong arguments, or fails or leaves, in either pass. For one that
+            neither comes nor leaves, the ranks wait as long as the group's timeout says.
 
     Source: Chen et al. 2018, equation 2; Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -485,9 +498,38 @@ def elbo_decomposition(
     >>> round(terms.mutual_information_ceiling, 4)
     6.9078
     """
+    if group is not None:
+        check = _arguments.decomposition_of_rank
+        of_rank = partial(check, z, mu, logvar, dataset_size, estimator, row_offset, reduction, algorithm)
+        batch = GlobalBatch(group, of_rank)
+        return decompose_global(batch, z, mu, logvar, dataset_size, estimator, reduction, algorithm)
     options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
     *terms, _ = apply(_ops.ELBODecomposition, z, mu, logvar, *options, _arguments.algorithm_of(algorithm))
     return ELBODecomposition.of(terms, *options[:2], mu.shape[0])
+
+
+def decompose_global(
+    batch: GlobalBatch,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None,
+    estimator: str,
+    reduction: str = "mean",
+    algorithm: str = "auto",
+) -> ELBODecomposition:
+    """`elbo_decomposition` of the rows of a rank, whose arguments are checked, against the posteriors of all ranks."""
+    weighting = _arguments.estimator_of(estimator, dataset_size, batch.size)
+    # In what is accumulated, so that the gradients of all ranks are rounded once, after they are added.
+    wide = _arguments.accumulate_dtype(z.dtype)
+    posteriors = batch.gathered(torch.cat([mu, logvar], 1), wide).split(mu.shape[1], 1)
+    kind = Reduction.NONE if reduction == "none" else Reduction.SUM
+    divisor = batch.size if reduction == "mean" else 1
+    options = *weighting, batch.offset, kind, divisor, _arguments.algorithm_of(algorithm)
+    *terms, _ = apply(_ops.ELBODecomposition, z.to(wide), *posteriors, *options)
+    if kind == Reduction.SUM:
+        terms = batch.total(torch.stack(terms)).unbind()
+    return ELBODecomposition.of(terms, *weighting, batch.size)
 
 
 def total_correlation(
@@ -500,6 +542,7 @@ def total_correlation(
     row_offset: int | None = None,
     reduction: str = "mean",
     algorithm: str = "auto",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """The total correlation of the aggregate posterior, KL(q(z) || prod_d q(z_d)), from a minibatch::
 
@@ -527,5 +570,6 @@ def total_correlation(
         row_offset=row_offset,
         reduction=reduction,
         algorithm=algorithm,
+        group=group,
     )
     return decomposition.total_correlation

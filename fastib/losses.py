@@ -6,9 +6,11 @@ Where a weight follows a schedule, call `step()` on the loss after each step of 
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,11 +21,13 @@ from fastib._arguments import (
     check_floating,
     check_like,
     check_number,
+    decomposition_of_rank,
     estimator_of,
     is_dense,
 )
-from fastib.functional import elbo_decomposition, gaussian_kl
-from fastib.reference import InformationCeiling
+from fastib.distributed import Agreement, GlobalBatch
+from fastib.functional import decompose_global, elbo_decomposition, gaussian_kl
+from fastib.reference import ELBODecomposition, InformationCeiling
 from fastib.schedules import Linear, Schedule
 
 
@@ -47,15 +51,15 @@ class _VAELoss(nn.Module):
             if isinstance(module, Schedule):
                 module.step()
 
-    def _reconstruction(self, output: Tensor, target: Tensor) -> Tensor:
-        """-log p(target | output) per sample, averaged over the batch."""
+    def _reconstruction(self, output: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
+        """-log p(target | output) per sample, averaged over the batch, which may be larger than what is here of it."""
         output = output.to(accumulate_dtype(output.dtype))
         target = target.to(output.dtype)
         if self.likelihood == "bernoulli":
             total = F.binary_cross_entropy_with_logits(output, target, reduction="sum")
         else:
             total = F.mse_loss(output, target, reduction="sum") / 2
-        return total / output.shape[0]
+        return total / (output.shape[0] if batch is None else batch)
 
 
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -260,6 +264,9 @@ class BetaTCVAELoss(_VAELoss):
         dataset_size: N, the number of training samples. "mss" and "mws" need it; it is never guessed.
         estimator: "mss", "mws", "in_batch" or "leave_one_out": see `fastib.aggregate_posterior`.
         likelihood: "bernoulli" or "gaussian", as in `BetaVAELoss`.
+        group: ranks of torch.distributed that each have a part of one batch, of any size: the loss and its terms are
+            those of the whole batch, on each rank, and their gradients are to be averaged over the ranks, as
+            DistributedDataParallel does. See `fastib.elbo_decomposition`.
 
     Call it with `(output, target, z, mu, logvar)`, where z [B, D] is the sample that was decoded. It returns
     `BetaTCVAETerms`: loss, reconstruction and the three terms, with the attribute `mutual_information_ceiling`. Call
@@ -291,14 +298,15 @@ class BetaTCVAELoss(_VAELoss):
         dataset_size: int | None = None,
         estimator: str = "mss",
         likelihood: str = "bernoulli",
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(likelihood)
         for name, weight in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             if not isinstance(weight, Schedule):
                 check_number(name, weight, minimum=0.0)
-        estimator_of(estimator, dataset_size, 2)  # what it raises for any batch, before the first one
+        estimator_of(estimator, dataset_size)  # what it raises for any batch, before the first one
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
-        self.dataset_size, self.estimator = dataset_size, estimator
+        self.dataset_size, self.estimator, self.group = dataset_size, estimator, group
 
     def extra_repr(self) -> str:
         weights = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
@@ -307,11 +315,42 @@ class BetaTCVAELoss(_VAELoss):
         return ", ".join([*shown, f"likelihood={self.likelihood!r}"])
 
     def forward(self, output: Tensor, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor) -> BetaTCVAETerms:
-        _check(output, target, mu, logvar, None, "batch")
-        terms = elbo_decomposition(z, mu, logvar, self.dataset_size, estimator=self.estimator)
-        reconstruction = self._reconstruction(output, target)
+        of_batch = self._of_batch if self.group is None else self._of_global_batch
+        reconstruction, terms = of_batch(output, target, z, mu, logvar)
         mi, tc, kl = terms
         loss = reconstruction + _weighted(self.alpha, mi) + _weighted(self.beta, tc) + _weighted(self.gamma, kl)
         result = BetaTCVAETerms(loss, reconstruction.detach(), mi.detach(), tc.detach(), kl.detach())
         result.smallest_share = terms.smallest_share
         return result
+
+    def _of_batch(
+        self, output: Tensor, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor
+    ) -> tuple[Tensor, ELBODecomposition]:
+        _check(output, target, mu, logvar, None, "batch")
+        terms = elbo_decomposition(z, mu, logvar, self.dataset_size, estimator=self.estimator)
+        return self._reconstruction(output, target), terms
+
+    def _of_global_batch(
+        self, output: Tensor, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor
+    ) -> tuple[Tensor, ELBODecomposition]:
+        def check() -> tuple[int, Agreement]:
+            _check(output, target, mu, logvar, None, "batch")
+            return decomposition_of_rank(z, mu, logvar, self.dataset_size, self.estimator)
+
+        batch = GlobalBatch(self.group, check)
+        terms = decompose_global(batch, z, mu, logvar, self.dataset_size, self.estimator)
+        return batch.total(self._reconstruction(output, target, batch.size)), terms
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.group is not None:
+            raise TypeError(
+                "group is this process's own, and a loss that has one is not for pickle: save its state_dict()"
+            )
+        return self.__dict__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BetaTCVAELoss:
+        memo[id(self.group)] = self.group  # which is not for copying
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied

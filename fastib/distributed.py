@@ -1,0 +1,139 @@
+"""One batch over the ranks of torch.distributed: rows stay where they are, and all ranks' posteriors come to them.
+
+What is sent for a step, of B posteriors of D dimensions on this rank, in a batch of all ranks' sizes B_r: 56 bytes and
+the 2 B D numbers of mu and logvar, in their own dtype, to each other rank; in the backward pass 2 B_r D float32 numbers
+(float64 for float64) to each; and sums of 1 to 3 float64 numbers. Nothing is sent of what is as large as an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+Agreement = Sequence[tuple[str, int, Sequence[Any] | None]]
+_LONGEST = 7  # integers that a rank says of its call
+_FAILED = -1
+
+
+def _check_group(group: Any) -> None:
+    if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("group must have this process among its ranks")
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group must be a torch.distributed.ProcessGroup, got {type(group).__name__} {group!r}")
+
+
+class GlobalBatch:
+    """The batches of all ranks as one, in the order of the ranks.
+
+    `check` raises what is wrong with this rank's arguments; else it gives the number of rows, and what must be the same
+    on all ranks: names, and values or indices of choices. Where one rank fails all do, before anything else is sent.
+    """
+
+    def __init__(self, group: Any, check: Callable[[], tuple[int, Agreement]]) -> None:
+        _check_group(group)
+        self.group, self.rank = group, dist.get_rank(group)
+        try:
+            rows, agreed = check()
+        except Exception:
+            self._exchange([_FAILED])
+            raise
+        found = self._exchange([rows, *(value for _, value, _ in agreed)])
+        failed = [rank for rank, (first, *_) in enumerate(found) if first == _FAILED]
+        if failed:
+            raise RuntimeError(f"rank {failed[0]} of the group was given arguments that it refused: see its error")
+        for i, (name, _, choices) in enumerate(agreed, 1):
+            values = [each[i] if choices is None else choices[each[i]] for each in found]
+            if len(set(values)) > 1:
+                raise ValueError(f"{name} must be the same on all ranks of the group, got {values}")
+        self.sizes = [each[0] for each in found]
+        self.size, self.offset = sum(self.sizes), sum(self.sizes[: self.rank])
+
+    def _exchange(self, numbers: list[int]) -> list[list[int]]:
+        """Everyone's few integers."""
+        # NCCL sends what is on a GPU alone.
+        device = "cuda" if dist.get_backend(self.group) == "nccl" else "cpu"
+        mine = torch.tensor(numbers + [0] * (_LONGEST - len(numbers)), dtype=torch.int64, device=device)
+        everyones = mine.new_empty(dist.get_world_size(self.group) * _LONGEST)
+        with _told(self.group):
+            dist.all_gather_into_tensor(everyones, mine, self.group)
+        return everyones.view(-1, _LONGEST).tolist()
+
+    def gathered(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows of all ranks in `dtype`, in which its gradient is summed over all ranks."""
+        every: Tensor = _Gathered.apply(rows, dtype, self.sizes, self.group)
+        return every
+
+    def total(self, values: Tensor) -> Tensor:
+        """Summed over all ranks. Each rank's loss is then the same number, and counts as its own: gradients are those
+        that are to be averaged over the ranks, as DistributedDataParallel does."""
+        every: Tensor = _Total.apply(values, self.group)
+        return every
+
+
+@contextlib.contextmanager
+def _told(group: dist.ProcessGroup) -> Iterator[None]:
+    """Says which rank it is to whom another one has gone lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        raise RuntimeError(
+            f"rank {rank} of {size} waited for a rank of its group that has failed or left: {error}"
+        ) from error
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    """Collectives take the same number of rows from everyone."""
+    if len(rows) == size:
+        return rows.contiguous()
+    return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
+
+
+class _Gathered(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, dtype: torch.dtype, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.dtype, ctx.sizes, ctx.group = rows.dtype, sizes, group
+        largest = max(sizes)
+        every = rows.new_empty(len(sizes) * largest, *rows.shape[1:])
+        with _told(group):
+            dist.all_gather_into_tensor(every, _padded(rows, largest), group)
+        if min(sizes) < largest:
+            every = torch.cat([part[:size] for part, size in zip(every.split(largest), sizes, strict=True)])
+        return every.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        sizes, group = ctx.sizes, ctx.group
+        largest, size = max(sizes), sizes[dist.get_rank(group)]
+        parts = torch.cat([_padded(part, largest) for part in grad.split(sizes)])
+        mine = grad.new_empty(largest, *grad.shape[1:])
+        with _told(group):
+            dist.reduce_scatter_tensor(mine, parts, group=group)
+        return mine[:size].to(ctx.dtype), None, None, None
+
+
+class _Total(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _sum_of_all(values, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _sum_of_all(grad, ctx.group), None
+
+
+def _sum_of_all(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = values.to(torch.float64, copy=True)
+    with _told(group):
+        dist.all_reduce(total, group=group)
+    return total.to(values.dtype)
