@@ -1,4 +1,4 @@
-"""The command line: `python -m fastib demo`, `decompose` and `bench`."""
+"""The command line: `python -m fastib demo`, `train`, `decompose` and `bench`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--loss", choices=("beta-vae", "beta-tcvae"), default="beta-vae", help="default: beta-vae")
     demo.add_argument("--output", type=_folder, default=Path("fastib-demo"), help="folder for the picture")
 
+    train = commands.add_parser("train", help="train a model on sprites; by torchrun, on several processes as on one")
+    train.add_argument("model", choices=("beta-tcvae",))
+    train.add_argument("--steps", type=_positive, default=300, help="of the optimiser (default: 300)")
+    train.add_argument("--batch", type=_positive, default=64, help="images of a step, on all ranks (default: 64)")
+    train.add_argument("--seed", type=int, default=0, help="of weights, images and noise (default: 0)")
+    train.add_argument("--output", type=_folder, default=Path("fastib-train"), help="folder for the model")
+
     decompose = commands.add_parser("decompose", help="decompose the KL of a checkpoint exactly, over all of its data")
     decompose.add_argument(
         "checkpoint", type=Path, help="a file of the demo, or of torch.save: {'mu': ..., 'logvar': ...}"
@@ -37,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if args.command == "decompose":
         return _decompose(args.checkpoint, args.rows, args.seed)
+    if args.command == "train":
+        return _train(args.steps, args.batch, args.output, args.seed)
     return _demo(args.seconds, args.loss, args.output)
 
 
@@ -74,6 +83,17 @@ def _demo(seconds: float, loss: str, output: Path) -> int:
         return 2
     result = demo.run(seconds, loss=loss, output=output)
     return 0 if result.agrees else 1
+
+
+def _train(steps: int, batch: int, output: Path, seed: int) -> int:
+    from fastib import train
+
+    try:
+        train.run(steps, batch=batch, output=output, seed=seed)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def _decompose(checkpoint: Path, rows: int | None, seed: int) -> int:

@@ -22,6 +22,15 @@ _LONGEST = 7  # integers that a rank says of its call
 _FAILED = -1
 
 
+def _gather(*args: Any, **options: Any) -> None:
+    """all_gather_single, which PyTorch had under another name before 2.13."""
+    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(*args, **options)
+
+
+def _reduce_scatter(*args: Any, **options: Any) -> None:
+    getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(*args, **options)
+
+
 def _check_group(group: Any) -> None:
     if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("group must have this process among its ranks")
@@ -62,7 +71,7 @@ class GlobalBatch:
         mine = torch.tensor(numbers + [0] * (_LONGEST - len(numbers)), dtype=torch.int64, device=device)
         everyones = mine.new_empty(dist.get_world_size(self.group) * _LONGEST)
         with _told(self.group):
-            dist.all_gather_into_tensor(everyones, mine, self.group)
+            _gather(everyones, mine, group=self.group)
         return everyones.view(-1, _LONGEST).tolist()
 
     def gathered(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -103,7 +112,7 @@ class _Gathered(Function):
         largest = max(sizes)
         every = rows.new_empty(len(sizes) * largest, *rows.shape[1:])
         with _told(group):
-            dist.all_gather_into_tensor(every, _padded(rows, largest), group)
+            _gather(every, _padded(rows, largest), group=group)
         if min(sizes) < largest:
             every = torch.cat([part[:size] for part, size in zip(every.split(largest), sizes, strict=True)])
         return every.to(dtype)
@@ -116,7 +125,7 @@ class _Gathered(Function):
         parts = torch.cat([_padded(part, largest) for part in grad.split(sizes)])
         mine = grad.new_empty(largest, *grad.shape[1:])
         with _told(group):
-            dist.reduce_scatter_tensor(mine, parts, group=group)
+            _reduce_scatter(mine, parts, group=group)
         return mine[:size].to(ctx.dtype), None, None, None
 
 
