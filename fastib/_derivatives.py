@@ -86,16 +86,18 @@ def differentiable(
     def complete(cls: _Class) -> _Class:
         def backward(ctx: Any, *grads: Any) -> Any:
             saved = ctx.saved_tensors  # once: activation checkpointing gives them out only once
-            options, needed = ctx.options, ctx.needs_input_grad
-            nothing = (None,) * (len(needed) - tensors)
-            grads, needed = grads[:results], needed[:tensors]
-            if all(grad is None for grad in grads):
-                return *(None,) * tensors, *nothing
+            options, needed = ctx.options, ctx.needs_input_grad[:tensors]
+            if results is not None:
+                grads = grads[:results]
             if grads[0] is None:
                 needed = tuple(n and i not in of_first for i, n in enumerate(needed))
+                if all(grad is None for grad in grads):
+                    return (None,) * (tensors + len(options))
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                return *_differentiable_gradients(cls, needed, grads, saved, options), *nothing
-            return *cls.gradients(needed, grads, saved, options), *nothing
+                found = _differentiable_gradients(cls, needed, grads, saved, options)
+            else:
+                found = cls.gradients(needed, grads, saved, options)
+            return *found, *(None,) * len(options)
 
         cls.tensors = tensors
         cls.formula = staticmethod(formula)
