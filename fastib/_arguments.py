@@ -5,6 +5,7 @@ Everything is checked before anything runs, and an error names the argument and 
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,8 @@ def check_like(name: str, value: Any, other_name: str, other: Tensor) -> None:
 
 
 def check_dtype_and_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.dtype != other.dtype:
+    # Under autocast the layers of one network give several dtypes: see `in_one_dtype`.
+    if value.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
         raise TypeError(f"{name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}")
     check_device(name, value, other_name, other)
 
@@ -74,12 +76,35 @@ def check_device(name: str, value: Tensor, other_name: str, other: Tensor) -> No
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
-def check_noisy(name: str, x: Any, other_name: str, other: Any, noise: Any) -> None:
-    """Checks the tensors of a stochastic function, before its noise is drawn."""
+def in_one_dtype(first: Tensor, *others: Any) -> tuple[Any, ...]:
+    """What has passed the checks, where dtypes may differ under autocast alone: in the widest, as PyTorch promotes."""
+    for other in others:
+        if other is not None and other.dtype != first.dtype:
+            break
+    else:
+        return first, *others
+    tensors = [t for t in (first, *others) if t is not None]
+    widest = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    return tuple(t if t is None else t.to(widest) for t in (first, *others))
+
+
+def check_noisy(name: str, x: Any, other_name: str, other: Any, noise: Any) -> tuple[Any, ...]:
+    """Checks the tensors of a stochastic function, before its noise is drawn, and gives them in one dtype."""
     check_floating(name, x)
     check_like(other_name, other, name, x)
     if noise is not None:
         check_like("noise", noise, name, x)
+    return in_one_dtype(x, other, noise)
+
+
+def check_distributions(mu: Any, logvar: Any, prior_mu: Any, prior_logvar: Any) -> tuple[Any, ...]:
+    """Checks a posterior and its prior, if there is one, and gives them in one dtype."""
+    check_floating("mu", mu)
+    check_like("logvar", logvar, "mu", mu)
+    for name, prior in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
+        if prior is not None:
+            check_broadcast(name, prior, "mu", mu)
+    return in_one_dtype(mu, logvar, prior_mu, prior_logvar)
 
 
 def check_broadcast(name: str, value: Any, other_name: str, other: Tensor) -> None:
@@ -210,8 +235,8 @@ ESTIMATORS = {
 }
 
 
-def check_posteriors(z: Any, mu: Any, logvar: Any, fewest: int = 1) -> None:
-    """Checks points [S, D] and the Gaussians [N', D] of a mixture."""
+def check_posteriors(z: Any, mu: Any, logvar: Any, fewest: int = 1) -> tuple[Any, ...]:
+    """Checks points [S, D] and the Gaussians [N', D] of a mixture, and gives them in one dtype."""
     for name, value in (("z", z), ("mu", mu)):
         check_floating(name, value)
         if value.dim() != 2:
@@ -222,6 +247,7 @@ def check_posteriors(z: Any, mu: Any, logvar: Any, fewest: int = 1) -> None:
         raise ValueError(f"z must have the latent dimensions of mu, {mu.shape[1]}, got {z.shape[1]}")
     if mu.shape[0] < fewest:
         raise ValueError(f"mu must have at least one component, got shape {tuple(mu.shape)}")
+    return in_one_dtype(z, mu, logvar)
 
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
@@ -257,7 +283,6 @@ def decomposition(
     z: Any, mu: Any, logvar: Any, dataset_size: Any, estimator: Any, row_offset: Any, reduction: Any
 ) -> tuple[int, int, int, int, int]:
     """The estimator and its N, the offset, and the reduction of one value per sample as its kind and divisor."""
-    check_posteriors(z, mu, logvar)
     if row_offset is None:
         check_rows(z, mu)
     else:
@@ -279,7 +304,7 @@ def decomposition_of_rank(
     algorithm: Any = "auto",
 ) -> tuple[int, list[tuple[str, int, Sequence[Any] | None]]]:
     """The rows of a rank, and what all ranks must agree on: for each its name, and its value or index of a choice."""
-    check_posteriors(z, mu, logvar, fewest=0)
+    z, mu, logvar = check_posteriors(z, mu, logvar, fewest=0)
     check_rows(z, mu)
     if row_offset is not None:
         raise ValueError(f"row_offset must be None with group, where it is that of the rank, got {row_offset!r}")

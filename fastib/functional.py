@@ -78,7 +78,7 @@ def reparameterize(
     >>> fastib.reparameterize(mu, logvar).shape
     torch.Size([4, 2])
     """
-    _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
+    mu, logvar, noise = _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     rng = _rng.draw(mu, noise, generator, rng)
     z: Tensor = apply(_ops.Reparameterize, mu, logvar, noise, rng)
     return z
@@ -131,15 +131,12 @@ def gaussian_kl(
     >>> fastib.gaussian_kl(torch.ones(4, 2), torch.zeros(4, 2))
     tensor(1.)
     """
-    _arguments.check_floating("mu", mu)
-    _arguments.check_like("logvar", logvar, "mu", mu)
+    mu, logvar, prior_mu, prior_logvar = _arguments.check_distributions(mu, logvar, prior_mu, prior_logvar)
     kind, divisor = _arguments.reduction_of(reduction, mu.shape)
+    _arguments.check_free_bits(free_bits, free_bits_per, reduction, mu.dtype)
     if prior_mu is not None or prior_logvar is not None:
         zero = mu.new_zeros(())
         prior_mu, prior_logvar = (zero if prior is None else prior for prior in (prior_mu, prior_logvar))
-        _arguments.check_broadcast("prior_mu", prior_mu, "mu", mu)
-        _arguments.check_broadcast("prior_logvar", prior_logvar, "mu", mu)
-    _arguments.check_free_bits(free_bits, free_bits_per, reduction, mu.dtype)
     tensors = mu, logvar, prior_mu, prior_logvar
     kl: Tensor
     if free_bits == 0 or free_bits_per == "element":
@@ -192,7 +189,7 @@ def reparameterize_with_kl(
     >>> z.shape, kl
     (torch.Size([4, 2]), tensor(1.))
     """
-    _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
+    mu, logvar, noise = _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     kind, divisor = _arguments.reduction_of(reduction, mu.shape)
     rng = _rng.draw(mu, noise, generator, rng)
     z, kl = apply(_ops.ReparameterizeWithKL, mu, logvar, noise, rng, kind, divisor)
@@ -300,7 +297,7 @@ def information_dropout(
     >>> z[0, 0], kl
     (tensor(0.), tensor(1.))
     """
-    _arguments.check_noisy("x", x, "log_std", log_std, noise)
+    x, log_std, noise = _arguments.check_noisy("x", x, "log_std", log_std, noise)
     _arguments.check_flag("mask_zero", mask_zero)
     _arguments.check_flag("mean_one", mean_one)
     mean, std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
@@ -423,7 +420,7 @@ def _log_densities(
     *,
     joint: bool,
 ) -> tuple[Tensor, Tensor]:
-    _arguments.check_posteriors(z, mu, logvar)
+    z, mu, logvar = _arguments.check_posteriors(z, mu, logvar)
     weighting = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
     _arguments.check_row_offset(row_offset, weighting, z, mu)
     kind = _arguments.algorithm_of(algorithm)
@@ -503,6 +500,7 @@ def elbo_decomposition(
         of_rank = partial(check, z, mu, logvar, dataset_size, estimator, row_offset, reduction, algorithm)
         batch = GlobalBatch(group, of_rank)
         return decompose_global(batch, z, mu, logvar, dataset_size, estimator, reduction, algorithm)
+    z, mu, logvar = _arguments.check_posteriors(z, mu, logvar)
     options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
     *terms, _ = apply(_ops.ELBODecomposition, z, mu, logvar, *options, _arguments.algorithm_of(algorithm))
     return ELBODecomposition.of(terms, *options[:2], mu.shape[0])
@@ -519,6 +517,7 @@ def decompose_global(
     algorithm: str = "auto",
 ) -> ELBODecomposition:
     """`elbo_decomposition` of the rows of a rank, whose arguments are checked, against the posteriors of all ranks."""
+    z, mu, logvar = _arguments.in_one_dtype(z, mu, logvar)
     weighting = _arguments.estimator_of(estimator, dataset_size, batch.size)
     # In what is accumulated, so that the gradients of all ranks are rounded once, after they are added.
     wide = _arguments.accumulate_dtype(z.dtype)

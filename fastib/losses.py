@@ -7,6 +7,7 @@ Where a weight follows a schedule, call `step()` on the loss after each step of 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -53,13 +54,61 @@ class _VAELoss(nn.Module):
 
     def _reconstruction(self, output: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
         """-log p(target | output) per sample, averaged over the batch, which may be larger than what is here of it."""
-        output = output.to(accumulate_dtype(output.dtype))
-        target = target.to(output.dtype)
-        if self.likelihood == "bernoulli":
-            total = F.binary_cross_entropy_with_logits(output, target, reduction="sum")
+        wide = accumulate_dtype(output.dtype)
+        if output.dtype == wide or torch.compiler.is_compiling():
+            total = _NEGATIVE_LOG_LIKELIHOODS[self.likelihood](output.to(wide), target.to(wide))
         else:
-            total = F.mse_loss(output, target, reduction="sum") / 2
+            total = _OfLowPrecision.apply(output, target, self.likelihood)  # type: ignore[no-untyped-call]
         return total / (output.shape[0] if batch is None else batch)
+
+
+def _bernoulli(output: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(output, target, reduction="sum")
+
+
+def _gaussian(output: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(output, target, reduction="sum") / 2
+
+
+_NEGATIVE_LOG_LIKELIHOODS = {"bernoulli": _bernoulli, "gaussian": _gaussian}  # summed
+_PIECE = 2**16  # elements that are in float32 at once
+
+
+class _OfLowPrecision(torch.autograd.Function):
+    """A likelihood in float32 of an output that is not, without a copy of it: a few samples at a time, in both passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, target: Tensor, likelihood: str) -> Tensor:
+        total = output.new_zeros((), dtype=torch.float32)
+        for some, of_target in _pieces(output, target):
+            total = total + _NEGATIVE_LOG_LIKELIHOODS[likelihood](some.float(), of_target.float())
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.likelihood = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        output, target = ctx.saved_tensors
+        by_output, by_target = [output[:0]], [target[:0]]
+        for some, of_target in _pieces(output, target):
+            x, y = some.float(), of_target.float()
+            bernoulli = ctx.likelihood == "bernoulli"
+            if ctx.needs_input_grad[0]:
+                by_output.append((grad * ((torch.sigmoid(x) if bernoulli else x) - y)).to(output.dtype))
+            if ctx.needs_input_grad[1]:
+                by_target.append((grad * (-x if bernoulli else y - x)).to(target.dtype))
+        needed = zip((by_output, by_target), ctx.needs_input_grad, strict=False)
+        return *(torch.cat(parts) if n else None for parts, n in needed), None
+
+
+def _pieces(output: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    samples = max(1, _PIECE // max(output[:1].numel(), 1))
+    return zip(output.split(samples), target.split(samples), strict=True)
 
 
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

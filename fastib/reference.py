@@ -66,7 +66,7 @@ def reparameterize(
     rng: Tensor | None = None,
 ) -> Tensor:
     """See `fastib.reparameterize`."""
-    _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
+    mu, logvar, noise = _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     noise = _noise(mu, noise, generator, rng)
     m, lv, eps = _formulas.accumulate(mu, logvar, noise)
     return (m + torch.exp(lv / 2) * eps).to(mu.dtype)
@@ -83,11 +83,7 @@ def gaussian_kl(
     free_bits_per: str = "dimension",
 ) -> Tensor:
     """See `fastib.gaussian_kl`."""
-    _arguments.check_floating("mu", mu)
-    _arguments.check_like("logvar", logvar, "mu", mu)
-    for name, prior in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
-        if prior is not None:
-            _arguments.check_broadcast(name, prior, "mu", mu)
+    mu, logvar, prior_mu, prior_logvar = _arguments.check_distributions(mu, logvar, prior_mu, prior_logvar)
     kind, divisor = _arguments.reduction_of(reduction, mu.shape)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction, mu.dtype)
     kl = _formulas.kl_elements(mu, logvar, prior_mu, prior_logvar)
@@ -136,7 +132,7 @@ def information_dropout(
     rng: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `fastib.information_dropout`."""
-    _arguments.check_noisy("x", x, "log_std", log_std, noise)
+    x, log_std, noise = _arguments.check_noisy("x", x, "log_std", log_std, noise)
     _arguments.check_flag("mask_zero", mask_zero)
     _arguments.check_flag("mean_one", mean_one)
     prior_mean, prior_log_std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
@@ -160,7 +156,7 @@ def aggregate_posterior(
     algorithm: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """See `fastib.aggregate_posterior`, but for `algorithm`, which is checked and means nothing here."""
-    _arguments.check_posteriors(z, mu, logvar)
+    z, mu, logvar = _arguments.check_posteriors(z, mu, logvar)
     weighting = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
     _arguments.check_row_offset(row_offset, weighting, z, mu)
     _arguments.algorithm_of(algorithm)
@@ -210,6 +206,7 @@ def elbo_decomposition(
 ) -> ELBODecomposition:
     """See `fastib.elbo_decomposition`, but for `algorithm`, which is checked and means nothing here."""
     _arguments.algorithm_of(algorithm)
+    z, mu, logvar = _arguments.check_posteriors(z, mu, logvar)
     options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
     code, size, offset, kind, divisor = options
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)

@@ -1,0 +1,59 @@
+"""`torch.distributions.Normal` with fastib's sample and KL: for programs that are written in distributions.
+
+Change `from torch.distributions import Normal, kl_divergence` to `from fastib.distributions import ...`; what else
+PyTorch has, such as `Independent`, goes with it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence, register_kl
+
+from fastib.functional import gaussian_kl, reparameterize
+
+__all__ = ["Normal", "kl_divergence"]
+
+
+class Normal(torch.distributions.Normal):
+    """A normal distribution, as PyTorch's own::
+
+        posterior = Normal(mu, torch.exp(logvar / 2))
+        z = posterior.rsample()                       # fastib.reparameterize(mu, logvar)
+        kl = kl_divergence(posterior, Normal(0, 1))   # fastib.gaussian_kl(mu, logvar, reduction="none")
+
+    Args:
+        loc, scale: mean and standard deviation: tensors that broadcast together, or numbers.
+        validate_args: whether to check them, as in `torch.distributions.Normal`.
+
+    `rsample` and the first argument of `kl_divergence` are fastib's, in memory and noise; from a logarithm of the
+    variance, its own functions save the way over `scale` and back.
+
+    Gradients: loc and scale, through both.
+
+    Raises:
+        TypeError, ValueError: as PyTorch's own, and as `fastib.reparameterize` and `fastib.gaussian_kl` do.
+
+    Source: Kingma & Welling 2014, section 2.4 and appendix B.
+
+    >>> import torch
+    >>> from fastib.distributions import Normal, kl_divergence
+    >>> kl_divergence(Normal(torch.ones(2), torch.ones(2)), Normal(0.0, 1.0))
+    tensor([0.5000, 0.5000])
+    """
+
+    @property
+    def logvar(self) -> Tensor:
+        """The logarithm of the variance."""
+        return 2 * self.scale.log()
+
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return reparameterize(self.loc.expand(shape), self.logvar.expand(shape))
+
+
+@register_kl(Normal, torch.distributions.Normal)  # type: ignore[untyped-decorator]
+def _kl(p: Normal, q: torch.distributions.Normal) -> Tensor:
+    shape = torch.broadcast_shapes(p.loc.shape, q.loc.shape)
+    q_logvar = q.logvar if isinstance(q, Normal) else 2 * q.scale.log()
+    return gaussian_kl(p.loc.expand(shape), p.logvar.expand(shape), q.loc, q_logvar, reduction="none")
