@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import estimators, large_batches
+from benches import calls, estimators, large_batches
 from benches.tables import markdown, number
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benches:begin -->", "<!-- benches:end -->"
 ESTIMATORS_BEGIN, ESTIMATORS_END = "<!-- estimators:begin -->", "<!-- estimators:end -->"
+CALLS_BEGIN, CALLS_END = "<!-- calls:begin -->", "<!-- calls:end -->"
 CARDS_BEGIN, CARDS_END = "<!-- cards:begin -->", "<!-- cards:end -->"
 LARGE_BEGIN, LARGE_END = "<!-- large batches:begin -->", "<!-- large batches:end -->"
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path
     updated = splice(text, BEGIN, END, "\n\n".join(section(path) for path in newest(results)))
     if of_cards := newest(results, of_cards=True):
         updated = splice(updated, CARDS_BEGIN, CARDS_END, "\n\n".join(card_section(path) for path in of_cards))
+    if (results / calls.NAME).exists():
+        updated = splice(updated, CALLS_BEGIN, CALLS_END, calls_section(results / calls.NAME))
     if (results / estimators.NAME).exists():
         rows = json.loads((results / estimators.NAME).read_text())["rows"]
         updated = splice(updated, ESTIMATORS_BEGIN, ESTIMATORS_END, estimators.table(rows))
@@ -65,6 +68,16 @@ def section(path: Path) -> str:
         f"Forward and backward, or forward alone where it says so, in ms (median of interleaved rounds), and in brackets "
         f"as a multiple of fastib: {_origin(header)}. The floor is the least time that the bytes, the call "
         f"or the arithmetic of the operator take (benches/floors.py).\n\n{table(rows)}"
+    )
+
+
+def calls_section(path: Path) -> str:
+    content = json.loads(path.read_text())
+    rows = content["rows"]
+    return (
+        f"Forward and backward in microseconds (median of interleaved rounds): {_origin(content['header'])}.\n\n"
+        f"{calls.table(rows)}\n\n`reparameterize_with_kl` in other ways, without checks, options and the draw of a seed: "
+        f"{calls.alternatives(rows)}."
     )
 
 

@@ -138,7 +138,7 @@ def _log_variance_penalty_kernel(logvar: Tensor, reduction: int, divisor: int) -
     return _formulas.reduce(penalty, reduction, divisor)
 
 
-def _log_variance_penalty_backward(grad: Tensor, logvar: Tensor, reduction: int, divisor: int) -> Tensor:
+def log_variance_penalty_backward(grad: Tensor, logvar: Tensor, reduction: int, divisor: int) -> Tensor:
     grad = grad * (-0.5 * _formulas.scale_of(divisor))
     return _formulas.spread(grad.to(logvar.dtype), logvar.shape, reduction)
 
@@ -371,7 +371,7 @@ def dropout_noise_grad(grad_z: Tensor, x: Tensor, log_std: Tensor, noise: Tensor
 # Operators that have no other kernel on any device.
 EVERYWHERE: dict[str, Callable[..., Any]] = {
     "floored_sum": _floored_sum,
-    "log_variance_penalty_backward": _log_variance_penalty_backward,
+    "log_variance_penalty_backward": log_variance_penalty_backward,
 }
 
 KERNELS: dict[str, Callable[..., Any]] = {

@@ -256,11 +256,16 @@ def log_variance_penalty(logvar: Tensor, reduction: int, divisor: int) -> Tensor
 
 @_operator("log_variance_penalty_backward(Tensor grad, Tensor logvar, int reduction, SymInt divisor) -> Tensor")
 def log_variance_penalty_backward(grad: Tensor, logvar: Tensor, reduction: int, divisor: int) -> Tensor:
-    """Constant along what was reduced: no memory."""
+    """Constant along what was reduced: no memory. An operator for torch.compile alone, which loses a size on the way."""
     return _formulas.spread(grad.to(logvar.dtype, copy=True), logvar.shape, reduction)
 
 
-@differentiable("log_variance_penalty", tensors=1, kept=lambda logvar: (logvar.new_empty(()).expand(logvar.shape),))
+def _of_shape(t: Tensor) -> Tensor:
+    """What has the shape of `t` and no memory."""
+    return t.new_empty_strided(t.shape, (0,) * t.dim())
+
+
+@differentiable("log_variance_penalty", tensors=1, kept=lambda logvar: (_of_shape(logvar),))
 class LogVariancePenalty(Differentiable):
     @staticmethod
     def forward(logvar: Tensor, reduction: int, divisor: int) -> Tensor:
@@ -268,7 +273,9 @@ class LogVariancePenalty(Differentiable):
 
     @staticmethod
     def gradients(needed: Needed, grads: Grads, tensors: Tensors, options: Options) -> Grads:
-        return (log_variance_penalty_backward(*grads, *tensors, *options),)
+        compiling = torch.compiler.is_compiling()
+        backward = log_variance_penalty_backward if compiling else _fallback.log_variance_penalty_backward
+        return (backward(*grads, *tensors, *options),)
 
 
 _DROPOUT = (

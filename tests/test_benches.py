@@ -17,7 +17,7 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent))  # benches is not installed: it runs from the checkout
 
 import fastib
-from benches import estimators, floors, gpu, harness, large_batches, on_device, report, run, suites, tables
+from benches import calls, estimators, floors, gpu, harness, large_batches, on_device, report, run, suites, tables
 from fastib import _fallback
 
 QUICK = run.select(None, quick=True)
@@ -494,3 +494,18 @@ def test_no_sanitizer_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.shutil, "which", lambda command, path=None: None)
     outcome = gpu.sanitizer(SETTING, 60)
     assert not outcome.passed and "nothing was checked" in outcome.said
+
+
+# The bench of small calls.
+
+
+def test_calls_are_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calls.main(["--seconds", "0.02"], results=tmp_path) == 0
+    rows = json.loads((tmp_path / calls.NAME).read_text())["rows"]
+    printed = capsys.readouterr().out
+    assert calls.table(rows) in printed and calls.alternatives(rows) in printed
+    assert {row["operator"] for row in rows} == set(suites.OPERATORS)
+    assert {row["part"] for row in rows if row["operator"] == "gaussian_kl"} == set(calls.PARTS)
+    assert all(0 < row["least_us"] <= row["median_us"] for row in rows)
+    section = report.calls_section(tmp_path / calls.NAME)
+    assert calls.table(rows) in section and "registered autograd" in section
