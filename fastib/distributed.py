@@ -2,7 +2,7 @@
 
 What is sent for a step, of B posteriors of D dimensions on this rank, in a batch of all ranks' sizes B_r: 56 bytes and
 the 2 B D numbers of mu and logvar, in their own dtype, to each other rank; in the backward pass 2 B_r D float32 numbers
-(float64 for float64) to each; and sums of 1 to 3 float64 numbers. Nothing is sent of what is as large as an image.
+(float64 for float64) to each; and sums of 1 to 3 float64 numbers. Rows are filled up to those of the largest part.
 """
 
 from __future__ import annotations

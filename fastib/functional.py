@@ -468,7 +468,8 @@ def elbo_decomposition(
             posteriors stay there, and the posteriors of all ranks come to them (see `fastib.distributed` for what is
             sent). "sum" and "mean" are then over the samples of all ranks, and the same on each; their gradients are
             those to be averaged over the ranks, as DistributedDataParallel does, so that they are one process's on the
-            whole batch. "none" gives this rank's samples.
+            whole batch. "none" gives this rank's samples. Under torch.compile it breaks the graph, and a derivative of
+            its gradients is refused.
 
     Returns:
         A named tuple (mutual_information, total_correlation, dimension_wise_kl) in nats, in float32 (float64 for

@@ -118,3 +118,22 @@ def test_distributions_are_those_of_pytorch() -> None:
     assert independent.rsample().shape == (5, 3)
     with pytest.raises(ValueError, match="scale"):
         Normal(mu, -scale)
+
+
+def test_distributions_compile_whole() -> None:
+    """Which PyTorch's own do not."""
+    from fastib.distributions import Normal, kl_divergence
+
+    def loss(mu: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        posterior = Normal(mu, scale)
+        return posterior.rsample().sum() + kl_divergence(posterior, Normal(torch.zeros_like(mu), scale * 2)).sum()
+
+    torch.use_deterministic_algorithms(False)
+    mu, scale = torch.randn(5, 3, requires_grad=True), torch.rand(5, 3) + 0.1
+    results = []
+    for fn in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        value = fn(mu, scale)
+        results.append((value, *torch.autograd.grad(value, mu)))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled)
