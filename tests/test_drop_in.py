@@ -117,7 +117,7 @@ def test_distributions_are_those_of_pytorch() -> None:
     torch.testing.assert_close(kl_divergence(independent, prior), kl_divergence(ours, Normal(0.0, 1.0)).sum(-1))
     assert independent.rsample().shape == (5, 3)
     with pytest.raises(ValueError, match="scale"):
-        Normal(mu, -scale)
+        Normal(mu, -scale, validate_args=True)
 
 
 def test_distributions_compile_whole() -> None:
