@@ -166,7 +166,8 @@ def reduction_of(reduction: Any, shape: torch.Size) -> tuple[int, int]:
     check_choice("reduction", reduction, REDUCTIONS)
     if reduction in _UNDIVIDED:
         return _UNDIVIDED[reduction], 1
-    return Reduction.SUM, shape.numel() if reduction == "mean" else batch_size(shape)
+    # By prod: torch.export takes what shape.numel() gives for a constant.
+    return Reduction.SUM, math.prod(shape) if reduction == "mean" else batch_size(shape)
 
 
 def batch_size(shape: torch.Size) -> int:
@@ -317,7 +318,14 @@ def decomposition_of_rank(
         ("estimator", code - 1, tuple(ESTIMATORS)),
         ("reduction", SAMPLE_REDUCTIONS.index(reduction), SAMPLE_REDUCTIONS),
         ("algorithm", algorithm_of(algorithm), tuple(_ALGORITHMS)),
+        # Else some would wait in the backward pass for others that have none.
+        ("requires_grad of z", int(wants_gradient(z)), (False, True)),
+        ("requires_grad of mu or logvar", int(wants_gradient(mu, logvar)), (False, True)),
     ]
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def check_rows(z: Tensor, mu: Tensor) -> None:
@@ -359,6 +367,8 @@ def mixture_weights(
 def check_row_offset(row_offset: Any, weighting: tuple[int, int, float, float], z: Tensor, mu: Tensor) -> None:
     """Row i's own component is i + row_offset, which must exist where it weighs more or less than the others."""
     check_integer("row_offset", row_offset, 0)
+    if row_offset + z.shape[0] <= mu.shape[0]:
+        return
     estimator, dataset_size, w_self, w_other = weighting
     if estimator == Estimator.MSS:
         weighs_as_others = dataset_size == mu.shape[0]

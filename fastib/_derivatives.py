@@ -23,11 +23,19 @@ Needed = Sequence[bool]
 
 def apply(function: type[Differentiable], *args: Any) -> Any:
     """function.apply(*args), whose look at the signature costs 15 us, more than all the rest of a small call."""
+    if transforms_are_active():
+        # torch.compile knows an autograd.Function by its backward alone, and inside torch.func not even by that.
+        if torch.compiler.is_compiling():
+            return function.in_plain_pytorch(*args)
+        return function.forwards.apply(*args)
     if torch.compiler.is_compiling():
         return function.apply(*_distinct(args))
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return function.forwards.apply(*args)
     return function.directly(*args)
+
+
+def transforms_are_active() -> bool:
+    """Whether torch.func, or forward-mode differentiation, looks on."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _distinct(args: tuple[Any, ...]) -> Iterator[Any]:
@@ -49,6 +57,7 @@ class Differentiable(Function):
     tensors: ClassVar[int]
     gradients: ClassVar[Callable[..., Grads]]
     formula: ClassVar[Callable[..., tuple[Tensor, ...]]]
+    in_plain_pytorch: ClassVar[Callable[..., Any]]
     directly: ClassVar[Callable[..., Any]]
     forwards: ClassVar[type[Function]]
 
@@ -101,16 +110,17 @@ def differentiable(
 
         cls.tensors = tensors
         cls.formula = staticmethod(formula)
+        cls.in_plain_pytorch = staticmethod((_fallback.KERNELS | _fallback.EVERYWHERE)[name])
         cls.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
         cls.backward = staticmethod(backward)  # type: ignore[method-assign]
         cls.directly = super(Function, cls).apply  # type: ignore[misc]
-        cls.forwards = _with_forward_mode(cls, results)
+        cls.forwards = _with_forward_mode(cls, tensors, results)
         return cls
 
     return complete
 
 
-def _with_forward_mode(of: type[Differentiable], results: int | None) -> type[Function]:
+def _with_forward_mode(of: type[Differentiable], count: int, results: int | None) -> type[Function]:
     """A twin that can be differentiated forwards, too, which torch.compile refuses to trace."""
 
     class Forwards(Function):
@@ -121,11 +131,11 @@ def _with_forward_mode(of: type[Differentiable], results: int | None) -> type[Fu
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             of.setup_context(ctx, inputs, output)
-            ctx.save_for_forward(*inputs[: of.tensors])
+            ctx.save_for_forward(*inputs[:count])
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
-            found = _push(of.formula, ctx.saved_tensors[: of.tensors], ctx.options, tangents[: of.tensors])
+            found = _push(of.formula, ctx.saved_tensors[:count], ctx.options, tangents[:count])
             return (*found, None) if results is not None else found if len(found) > 1 else found[0]
 
     return Forwards

@@ -370,6 +370,7 @@ def dropout_noise_grad(grad_z: Tensor, x: Tensor, log_std: Tensor, noise: Tensor
 
 # Operators that have no other kernel on any device.
 EVERYWHERE: dict[str, Callable[..., Any]] = {
+    "snapshot": torch.clone,
     "floored_sum": _floored_sum,
     "log_variance_penalty_backward": log_variance_penalty_backward,
 }

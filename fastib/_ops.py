@@ -199,6 +199,12 @@ class FlooredSum(Differentiable):
         return (torch.where(values >= floor, grad, 0.0),)
 
 
+@_operator("snapshot(Tensor value) -> Tensor")
+def snapshot(value: Tensor) -> Tensor:
+    """A copy that torch.compile doesn't make again in the backward pass, when the original may have changed."""
+    return torch.empty_like(value)
+
+
 _NOISE = "Tensor? noise, Tensor? rng"
 
 

@@ -33,6 +33,8 @@ def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
         return None
     if rng is not None:
         return _check_rng(rng, like)
+    if torch.compiler.is_compiling():
+        raise ValueError("generator must be None under torch.compile: use torch.manual_seed, or rng")
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != like.device.type:

@@ -31,6 +31,12 @@ def _one_by_one(operator: Callable[..., Any], size: int, dims: _Dims, *args: Any
     def example(i: int) -> list[Any]:
         return [a if dim is None else a.select(dim, i) for a, dim in zip(args, dims, strict=True)]
 
+    if size == 0:  # of the shapes that one would have
+        one = operator(
+            *(a if d is None else a.new_zeros(a.movedim(d, 0).shape[1:]) for a, d in zip(args, dims, strict=True))
+        )
+        empty = [t.new_empty(0, *t.shape) for t in (one if isinstance(one, tuple) else (one,))]
+        return (tuple(empty), (0,) * len(empty)) if isinstance(one, tuple) else (empty[0], 0)
     results = [operator(*example(i)) for i in range(size)]
     if isinstance(results[0], tuple):
         return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
@@ -104,7 +110,7 @@ def _reduced(values: Tensor, kind: int, divisor: int) -> Tensor:
     if kind == Reduction.NONE:
         return values
     if kind == Reduction.SUM or values.dim() == 1:
-        return values.reshape(len(values), -1).sum(1) / divisor
+        return (values if values.dim() == 1 else values.flatten(1).sum(1)) / divisor
     return values.sum(1 if kind == Reduction.BATCH else -1) / divisor
 
 

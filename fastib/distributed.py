@@ -1,6 +1,6 @@
 """One batch over the ranks of torch.distributed: rows stay where they are, and all ranks' posteriors come to them.
 
-What is sent for a step, of B posteriors of D dimensions on this rank, in a batch of all ranks' sizes B_r: 56 bytes and
+What is sent for a step, of B posteriors of D dimensions on this rank, in a batch of all ranks' sizes B_r: 80 bytes and
 the 2 B D numbers of mu and logvar, in their own dtype, to each other rank; in the backward pass 2 B_r D float32 numbers
 (float64 for float64) to each; and sums of 1 to 3 float64 numbers. Rows are filled up to those of the largest part.
 """
@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from fastib._derivatives import transforms_are_active
+
 Agreement = Sequence[tuple[str, int, Sequence[Any] | None]]
-_LONGEST = 7  # integers that a rank says of its call
+_LONGEST = 10  # integers that a rank says of its call
 _FAILED = -1
 
 
@@ -31,7 +33,7 @@ def _reduce_scatter(*args: Any, **options: Any) -> None:
     getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(*args, **options)
 
 
-def _check_group(group: Any) -> None:
+def check_group(group: Any) -> None:
     if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("group must have this process among its ranks")
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
@@ -46,7 +48,9 @@ class GlobalBatch:
     """
 
     def __init__(self, group: Any, check: Callable[[], tuple[int, Agreement]]) -> None:
-        _check_group(group)
+        check_group(group)
+        if transforms_are_active():
+            raise RuntimeError("group is not for the transforms of torch.func: they do not know the other ranks")
         self.group, self.rank = group, dist.get_rank(group)
         try:
             rows, agreed = check()

@@ -519,10 +519,13 @@ def decompose_global(
 ) -> ELBODecomposition:
     """`elbo_decomposition` of the rows of a rank, whose arguments are checked, against the posteriors of all ranks."""
     z, mu, logvar = _arguments.in_one_dtype(z, mu, logvar)
+    if batch.size == 0:
+        raise ValueError("mu must have at least one component on some rank of the group, got none")
     weighting = _arguments.estimator_of(estimator, dataset_size, batch.size)
     # In what is accumulated, so that the gradients of all ranks are rounded once, after they are added.
     wide = _arguments.accumulate_dtype(z.dtype)
-    posteriors = batch.gathered(torch.cat([mu, logvar], 1), wide).split(mu.shape[1], 1)
+    columns, dims = batch.gathered(torch.cat([mu, logvar], 1), wide), mu.shape[1]
+    posteriors = columns[:, :dims], columns[:, dims:]
     kind = Reduction.NONE if reduction == "none" else Reduction.SUM
     divisor = batch.size if reduction == "mean" else 1
     options = *weighting, batch.offset, kind, divisor, _arguments.algorithm_of(algorithm)

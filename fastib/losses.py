@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastib import _ops
 from fastib._arguments import (
     accumulate_dtype,
     check_choice,
@@ -25,8 +26,10 @@ from fastib._arguments import (
     decomposition_of_rank,
     estimator_of,
     is_dense,
+    wants_gradient,
 )
-from fastib.distributed import Agreement, GlobalBatch
+from fastib._derivatives import transforms_are_active
+from fastib.distributed import Agreement, GlobalBatch, check_group
 from fastib.functional import decompose_global, elbo_decomposition, gaussian_kl
 from fastib.reference import ELBODecomposition, InformationCeiling
 from fastib.schedules import Linear, Schedule
@@ -55,7 +58,7 @@ class _VAELoss(nn.Module):
     def _reconstruction(self, output: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
         """-log p(target | output) per sample, averaged over the batch, which may be larger than what is here of it."""
         wide = accumulate_dtype(output.dtype)
-        if output.dtype == wide or torch.compiler.is_compiling():
+        if output.dtype == wide or torch.compiler.is_compiling() or transforms_are_active():
             total = _NEGATIVE_LOG_LIKELIHOODS[self.likelihood](output.to(wide), target.to(wide))
         else:
             total = _OfLowPrecision.apply(output, target, self.likelihood)  # type: ignore[no-untyped-call]
@@ -75,26 +78,21 @@ _PIECE = 2**16  # elements that are in float32 at once
 
 
 class _OfLowPrecision(torch.autograd.Function):
-    """A likelihood in float32 of an output that is not, without a copy of it: a few samples at a time, in both passes."""
-
-    generate_vmap_rule = True
+    """A likelihood in float32 of an output that is not, without a copy of it: piece by piece, in both passes."""
 
     @staticmethod
-    def forward(output: Tensor, target: Tensor, likelihood: str) -> Tensor:
+    def forward(ctx: Any, output: Tensor, target: Tensor, likelihood: str) -> Tensor:
+        ctx.save_for_backward(output, target)
+        ctx.likelihood = likelihood
         total = output.new_zeros((), dtype=torch.float32)
         for some, of_target in _pieces(output, target):
             total = total + _NEGATIVE_LOG_LIKELIHOODS[likelihood](some.float(), of_target.float())
         return total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.likelihood = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         output, target = ctx.saved_tensors
-        by_output, by_target = [output[:0]], [target[:0]]
+        by_output, by_target = [output.new_empty(0)], [target.new_empty(0)]
         for some, of_target in _pieces(output, target):
             x, y = some.float(), of_target.float()
             bernoulli = ctx.likelihood == "bernoulli"
@@ -103,12 +101,11 @@ class _OfLowPrecision(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 by_target.append((grad * (-x if bernoulli else y - x)).to(target.dtype))
         needed = zip((by_output, by_target), ctx.needs_input_grad, strict=False)
-        return *(torch.cat(parts) if n else None for parts, n in needed), None
+        return *(torch.cat(parts).view(output.shape) if n else None for parts, n in needed), None
 
 
 def _pieces(output: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    samples = max(1, _PIECE // max(output[:1].numel(), 1))
-    return zip(output.split(samples), target.split(samples), strict=True)
+    return zip(output.reshape(-1).split(_PIECE), target.reshape(-1).split(_PIECE), strict=True)
 
 
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -149,7 +146,8 @@ def _check(output: Any, target: Any, mu: Any, logvar: Any, kl: Any, per: str, fr
 def _value(schedule: Schedule, kl: Tensor) -> Tensor:
     """In the precision of the loss, which the exact value in float64 would raise. A copy: a step may come before the
     backward pass."""
-    return schedule.value.to(accumulate_dtype(kl.dtype), copy=True)
+    value = _ops.snapshot(schedule.value) if torch.compiler.is_compiling() else schedule.value
+    return value.to(accumulate_dtype(kl.dtype), copy=True)
 
 
 def _weighted(weight: float | Schedule, term: Tensor) -> Tensor:
@@ -353,6 +351,8 @@ class BetaTCVAELoss(_VAELoss):
         for name, weight in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             if not isinstance(weight, Schedule):
                 check_number(name, weight, minimum=0.0)
+        if group is not None:
+            check_group(group)
         estimator_of(estimator, dataset_size)  # what it raises for any batch, before the first one
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.dataset_size, self.estimator, self.group = dataset_size, estimator, group
@@ -384,7 +384,9 @@ class BetaTCVAELoss(_VAELoss):
     ) -> tuple[Tensor, ELBODecomposition]:
         def check() -> tuple[int, Agreement]:
             _check(output, target, mu, logvar, None, "batch")
-            return decomposition_of_rank(z, mu, logvar, self.dataset_size, self.estimator)
+            rows, agreed = decomposition_of_rank(z, mu, logvar, self.dataset_size, self.estimator)
+            wanted = wants_gradient(output, target)
+            return rows, [*agreed, ("requires_grad of output or target", int(wanted), (False, True))]
 
         batch = GlobalBatch(self.group, check)
         terms = decompose_global(batch, z, mu, logvar, self.dataset_size, self.estimator)

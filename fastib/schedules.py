@@ -24,12 +24,17 @@ class Schedule(nn.Module, abc.ABC):
     where that is the GPU: what is on the CPU is a constant of the graph, as any number is.
     """
 
-    value: Tensor
+    _values: Tensor  # of one element: in a tensor of no dimensions, torch.compile loses what is written
 
     def __init__(self) -> None:
         super().__init__()
         self.steps = 0
-        self.register_buffer("value", torch.tensor(self.at(0), dtype=torch.float64), persistent=False)
+        self.register_buffer("_values", torch.tensor([self.at(0)], dtype=torch.float64), persistent=False)
+
+    @property
+    def value(self) -> Tensor:
+        """The value at the present step."""
+        return self._values[0]
 
     @abc.abstractmethod
     def at(self, step: int) -> float:
@@ -38,13 +43,13 @@ class Schedule(nn.Module, abc.ABC):
     def step(self) -> None:
         """Advances by one step of the optimiser."""
         self.steps += 1
-        self.value.fill_(self.at(self.steps))
+        self._values.fill_(self.at(self.steps))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Schedule:
         nn.Module._apply(self, fn, recurse)  # moves the buffer, and may have rounded it, or left it uninitialised
-        if self.value.dtype != torch.float64:
-            self.value = self.value.to(torch.float64)
-        self.value.fill_(self.at(self.steps))
+        if self._values.dtype != torch.float64:
+            self._values = self._values.to(torch.float64)
+        self._values.fill_(self.at(self.steps))
         return self
 
     def get_extra_state(self) -> dict[str, int]:
@@ -52,7 +57,7 @@ class Schedule(nn.Module, abc.ABC):
 
     def set_extra_state(self, state: Any) -> None:
         self.steps = int(state["steps"])
-        self.value.fill_(self.at(self.steps))
+        self._values.fill_(self.at(self.steps))
 
 
 def _check_steps(name: str, steps: Any) -> None:

@@ -14,10 +14,12 @@ import torch._functorch.config
 from public import EVERYTHING, LOSSES, STOCHASTIC, tensors
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import fastib
 from fastib.losses import AnnealedVAELoss, BetaTCVAELoss, BetaVAELoss
+from fastib.schedules import Linear
 
 DIMS = 7
 
@@ -224,6 +226,82 @@ def test_exports(criterion: nn.Module, strict: bool) -> None:
         torch.testing.assert_close(loaded(x, rng), model(x, rng))
     drawn = torch.export.export(model, (x,), strict=strict).module()
     assert not torch.equal(drawn(x), drawn(x))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_every_reduction_and_batch_exports(strict: bool) -> None:
+    """Up to the whole data set."""
+
+    class All(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mean = fastib.gaussian_kl(x, x, reduction="mean") + fastib.log_variance_penalty(x, reduction="mean")
+            mean = mean + fastib.gaussian_kl(x, x, free_bits=0.1, reduction="mean")
+            return mean + fastib.aggregate_posterior(x, x, x, dataset_size=1000)[1].mean()
+
+    x = torch.randn(5, 3)
+    shapes = {"x": {0: torch.export.Dim("batch", min=2, max=1000)}}
+    exported = torch.export.export(All(), (x,), dynamic_shapes=shapes, strict=strict).module()
+    for batch in (5, 9, 1000):
+        x = torch.randn(batch, 3)
+        torch.testing.assert_close(exported(x), All()(x))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_schedule_that_steps_in_a_graph_moves(backend: str) -> None:
+    schedule = Linear(0.0, 4.0, 10)
+
+    def step(x: Tensor) -> Tensor:
+        schedule.step()
+        return x + schedule.value
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    values = [compiled(torch.zeros(1)).item() for _ in range(4)]
+    assert values == pytest.approx([0.4, 0.8, 1.2, 1.6]) and schedule.value.item() == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "of", [BetaVAELoss, lambda schedule: AnnealedVAELoss(10.0, schedule)], ids=["beta", "annealed"]
+)
+def test_a_schedule_may_step_before_the_backward_pass(of: Callable[[Linear], Any], backend: str) -> None:
+    criterion, output, target = of(Linear(0.0, 4.0, 10)), torch.randn(4, 3, requires_grad=True), torch.rand(4, 3)
+    criterion.step()
+
+    def loss(output: Tensor) -> Tensor:
+        return criterion(output, target, output, output * 0.5).loss
+
+    (expected,) = torch.autograd.grad(loss(output), output)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)(output)
+    criterion.step()
+    torch.testing.assert_close(torch.autograd.grad(compiled, output)[0], expected)
+
+
+# torch.func inside the graph, where an autograd.Function would not be asked for its gradient.
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_transforms_in_a_graph(name: str) -> None:
+    def loss(mu: Tensor, logvar: Tensor) -> Tensor:
+        out = tensors(EVERYTHING[name](mu, logvar))
+        return sum((t**2).sum() for t in out[: 1 if name in LOSSES else None])  # type: ignore[return-value]
+
+    mu, logvar = (t.detach().double() * 0.3 for t in _inputs(4, 3))
+    cases: list[tuple[Callable[..., Any], tuple[Tensor, Tensor]]] = [
+        (grad(loss, (0, 1)), (mu, logvar)),
+        (lambda a, b: jvp(loss, (a, b), (b, a))[1], (mu, logvar)),
+        (lambda a, b: grad(lambda a: (grad(loss)(a, b) ** 2).sum())(a), (mu, logvar)),
+        (vmap(grad(loss, (0, 1))), (torch.randn(3, 4, 2).double() * 0.3, torch.randn(3, 4, 2).double() * 0.3)),
+    ]
+    for fn, inputs in cases:
+        torch._dynamo.reset()
+        compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*inputs), fn(*inputs), rtol=1e-6, atol=1e-7)
+
+
+def test_a_graph_in_transforms() -> None:
+    mu = torch.randn(4, 3)
+    compiled = torch.compile(fastib.gaussian_kl, backend="aot_eager")
+    torch.testing.assert_close(grad(compiled)(mu, mu), grad(fastib.gaussian_kl)(mu, mu))
 
 
 def test_a_tensor_that_comes_twice() -> None:

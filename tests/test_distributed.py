@@ -151,7 +151,7 @@ def test_bytes_that_are_sent(dtype: torch.dtype) -> None:
     """As `fastib.distributed` states them, for B = 6 and D = 3."""
     for counts in on_ranks(2, _counted, EVEN, dtype):
         assert counts == [
-            ("_gather", 56),
+            ("_gather", 80),
             ("_gather", 2 * 6 * 3 * dtype.itemsize),
             ("all_reduce", 3 * 8),
             ("all_reduce", 3 * 8),
@@ -165,6 +165,7 @@ def test_bytes_that_are_sent(dtype: torch.dtype) -> None:
 def _disagree(rank: int) -> list[str]:
     """One error for each way to disagree, on the same group."""
     z = torch.randn(4, 3)
+    trained = z.clone().requires_grad_()
     ways: list[dict[str, Any]] = [
         {"dataset_size": 1000 + rank},
         {"estimator": ("mss", "mws")[rank]},
@@ -173,6 +174,7 @@ def _disagree(rank: int) -> list[str]:
         {"row_offset": 0},
         {"z": z[:, : 3 - rank]},
         {"z": z.double() if rank else z},
+        {"z": trained if rank else z},
         {"dataset_size": 7},
         {"estimator": "magic"} if rank else {},
         {"z": "z"} if rank else {},
@@ -199,6 +201,7 @@ def test_ranks_that_disagree() -> None:
         "ValueError: row_offset must be None with group, where it is that of the rank, got 0",
         "ValueError: the latent dimensions of mu must be the same on all ranks of the group, got [3, 2]",
         "ValueError: the dtype of mu must be the same on all ranks of the group, got [torch.float32, torch.float64]",
+        "ValueError: requires_grad of z must be the same on all ranks of the group, got [False, True]",
         "ValueError: dataset_size must be at least the number of components, 8, got 7",
     ]
     assert first[:-2] == expected and second[:-2] == expected
@@ -242,8 +245,45 @@ def test_a_rank_that_leaves_ends_the_others(when: str) -> None:
 def test_a_group_that_is_none() -> None:
     z = torch.randn(4, 3)
     for wrong in ("world", 1, torch):
-        with pytest.raises(TypeError, match=r"group must be a torch.distributed.ProcessGroup, got (str|int|module)"):
-            fastib.elbo_decomposition(z, z, z, N, group=wrong)  # type: ignore[arg-type]
+        for call in (fastib.elbo_decomposition, lambda *_, group: BetaTCVAELoss(dataset_size=N, group=group)):
+            with pytest.raises(
+                TypeError, match=r"group must be a torch.distributed.ProcessGroup, got (str|int|module)"
+            ):
+                call(z, z, z, N, group=wrong)  # type: ignore[operator]
+
+
+def _edges(rank: int) -> Any:
+    """No latent dimensions, and what is refused: no rows anywhere, transforms, gradients of gradients."""
+    group = dist.group.WORLD
+    none = torch.randn(2 + rank, 0, requires_grad=True)
+    terms = torch.stack(tuple(fastib.elbo_decomposition(none, none, none, N, group=group)))
+    assert terms.abs().max() < 1e-6 and torch.autograd.grad(terms.sum(), none)[0].shape == none.shape
+    said = []
+    z = torch.randn(3, 2, requires_grad=True)
+
+    def total(z: Tensor) -> Tensor:
+        return fastib.total_correlation(z, z, z, N, group=group)
+
+    def twice() -> None:
+        (gradient,) = torch.autograd.grad(total(z), z, create_graph=True)
+        gradient.sum().backward()
+
+    for wrong in (lambda: total(z[:0]), lambda: torch.func.grad(total)(z.detach()), twice):
+        try:
+            wrong()
+        except (ValueError, RuntimeError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def test_edges_of_a_global_batch() -> None:
+    for said in on_ranks(2, _edges):
+        assert len(said) == 3, said
+        assert said[0] == "ValueError: mu must have at least one component on some rank of the group, got none"
+        assert (
+            said[1] == "RuntimeError: group is not for the transforms of torch.func: they do not know the other ranks"
+        )
+        assert "once_differentiable" in said[2]
 
 
 def _alone(rank: int) -> Any:

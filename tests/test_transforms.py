@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from public import DETERMINISTIC, FUNCTIONS, STOCHASTIC, tensors
+from public import DETERMINISTIC, FUNCTIONS, LOSSES, STOCHASTIC, tensors
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -202,3 +202,32 @@ def test_what_a_transform_has_left_behind() -> None:
     mu = torch.randn(4, 3)
     grad(fn)(mu)
     assert torch.equal(fastib.gaussian_kl(kept[0], kept[0]), fastib.gaussian_kl(mu * 2, mu * 2))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_as_modules(name: str) -> None:
+    """Gradients, those of each example and forward ones, of outputs of every precision."""
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+
+        def loss(mu: Tensor, logvar: Tensor) -> Tensor:
+            return LOSSES[name](mu, logvar).loss  # type: ignore[attr-defined]
+
+        mu, logvar = (t.to(dtype) for t in _inputs(EXAMPLES, 4, 3))
+        gradient = grad(loss, (0, 1))
+        leaves = mu[0].clone().requires_grad_(), logvar[0].clone().requires_grad_()
+        by_autograd = torch.autograd.grad(loss(*leaves), leaves)
+        tolerance = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
+        close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+        close(gradient(mu[0], logvar[0]), by_autograd)
+        close(vmap(gradient)(mu, logvar), _of_each(gradient, list(mu), list(logvar)))
+        _, forward = jvp(loss, (mu[0], logvar[0]), (logvar[0], mu[0]))
+        directional = (by_autograd[0] * logvar[0]).sum() + (by_autograd[1] * mu[0]).sum()
+        close(forward, directional.to(forward.dtype))
+
+
+# But free bits, which are scaled by a number: of no examples, PyTorch's vmap doesn't know how.
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith("free_bits")])
+def test_no_examples_at_all(name: str) -> None:
+    none = torch.zeros(0, 4, 3)
+    one = _outputs(name, none.new_ones(4, 3), none.new_ones(4, 3))
+    assert [t.shape for t in vmap(partial(_outputs, name))(none, none)] == [(0, *t.shape) for t in one]
