@@ -69,7 +69,7 @@ def reparameterize_backward(grad_z: Tensor, logvar: Tensor, noise: Tensor | None
 
 
 @differentiable(
-    "reparameterize", tensors=4, of_first=(2,), kept=lambda mu, logvar, noise, rng: (logvar, logvar, noise, rng)
+    reparameterize, tensors=4, of_first=(2,), kept=lambda mu, logvar, noise, rng: (logvar, logvar, noise, rng)
 )
 class Reparameterize(Differentiable):
     @staticmethod
@@ -149,7 +149,7 @@ def _gradient_of_broadcast(which: int, grad: Tensor, distributions: Sequence[Any
     return result.permute([order.index(d) for d in range(mu.dim())]).reshape(prior.shape)
 
 
-@differentiable("gaussian_kl", tensors=4)
+@differentiable(gaussian_kl, tensors=4)
 class GaussianKL(Differentiable):
     @staticmethod
     def forward(
@@ -187,7 +187,7 @@ def floored_sum(values: Tensor, floor: float) -> Tensor:
     return values.new_empty(())
 
 
-@differentiable("floored_sum", tensors=1)
+@differentiable(floored_sum, tensors=1)
 class FlooredSum(Differentiable):
     @staticmethod
     def forward(values: Tensor, floor: float) -> Tensor:
@@ -235,7 +235,7 @@ def reparameterize_with_kl_backward(
     return _gradients(wanted, mu, logvar)
 
 
-@differentiable("reparameterize_with_kl", tensors=4, of_first=(2,))
+@differentiable(reparameterize_with_kl, tensors=4, of_first=(2,))
 class ReparameterizeWithKL(Differentiable):
     @staticmethod
     def forward(
@@ -271,7 +271,7 @@ def _of_shape(t: Tensor) -> Tensor:
     return t.new_empty_strided(t.shape, (0,) * t.dim())
 
 
-@differentiable("log_variance_penalty", tensors=1, kept=lambda logvar: (_of_shape(logvar),))
+@differentiable(log_variance_penalty, tensors=1, kept=lambda logvar: (_of_shape(logvar),))
 class LogVariancePenalty(Differentiable):
     @staticmethod
     def forward(logvar: Tensor, reduction: int, divisor: int) -> Tensor:
@@ -306,7 +306,7 @@ def information_dropout_backward(
     return *_gradients(rest[-1], x, log_std), x.new_empty((), dtype=dtype), x.new_empty((), dtype=dtype)
 
 
-@differentiable("information_dropout", tensors=6, of_first=(4,))
+@differentiable(information_dropout, tensors=6, of_first=(4,))
 class InformationDropout(Differentiable):
     @staticmethod
     def forward(
@@ -373,7 +373,7 @@ def aggregate_posterior_backward(
     return torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar)
 
 
-@differentiable("aggregate_posterior", tensors=4, results=2)
+@differentiable(aggregate_posterior, tensors=4, results=2)
 class AggregatePosterior(Differentiable):
     """Without `joint` the first result is empty."""
 
@@ -432,7 +432,7 @@ def elbo_decomposition_backward(
     return torch.empty_like(z), torch.empty_like(mu), torch.empty_like(logvar)
 
 
-@differentiable("elbo_decomposition", tensors=3, results=3)
+@differentiable(elbo_decomposition, tensors=3, results=3)
 class ELBODecomposition(Differentiable):
     @staticmethod
     def forward(
