@@ -19,13 +19,16 @@ as in the plain expression; by a density of 0 the estimators have a gradient of 
 arguments raise before anything runs: TypeError for a wrong type or dtype, ValueError for a wrong shape, device or
 value.
 
-Derivatives. Gradients are compiled kernels' in any case. Derivatives of gradients, and those forwards, are taken from
-the expression in plain PyTorch, in the memory that it takes; `torch.func` has its transforms, of which `vmap` runs the
-elementwise operators without noise for all examples at once and the others for one after the other.
+Under torch.autocast, tensors of several dtypes are promoted to the widest of them.
+
+Derivatives. Gradients are compiled kernels'. Derivatives of gradients, and those forwards, are taken from the expression
+in plain PyTorch, in the memory that it takes. `torch.func` has all its transforms; `vmap` runs `gaussian_kl` and
+`log_variance_penalty` for all examples at once, and the others for one after the other.
 
 torch.compile. One graph serves all sizes of a batch, with the bits of the eager call; it refuses `generator`. Noise is
 drawn anew in each call, and never again for a backward pass that recomputes to save memory, except at
-`torch._functorch.config.activation_memory_budget = 0`, which repeats whatever has been drawn: pass `rng` there.
+`torch._functorch.config.activation_memory_budget = 0`, which repeats whatever has been drawn: pass `rng` there. Inside a
+graph, `torch.func` differentiates the expression in plain PyTorch.
 """
 
 from __future__ import annotations
