@@ -46,14 +46,14 @@ def _kernel(name: str) -> Callable[..., Any]:
 RNG = torch.tensor([1, 2])
 MU, LOGVAR, Z = _tensors(3)
 BAD = {
-    "noise with a reduction over the first dimension": ("reparameterize_with_kl", (MU, LOGVAR, None, RNG, 3, 1.0)),
+    "noise with a reduction over the first dimension": ("reparameterize_with_kl", (MU, LOGVAR, None, RNG, 3, 1)),
     "a prior that is broadcast in other than leading": (
         "gaussian_kl_backward",
-        (torch.zeros(()), MU, LOGVAR, MU[:, :1], LOGVAR[:, :1], 2, 1.0, 0.0, 15),
+        (torch.zeros(()), MU, LOGVAR, MU[:, :1], LOGVAR[:, :1], 2, 1, 0.0, 15),
     ),
     "more than 25 dimensions": (
         "log_variance_penalty",
-        (torch.zeros(64).as_strided((2,) * 27, (0, 1) * 13 + (0,)), 2, 1.0),
+        (torch.zeros(64).as_strided((2,) * 27, (0, 1) * 13 + (0,)), 2, 1),
     ),
 }
 
@@ -69,7 +69,9 @@ def test_arguments_are_checked_before_anything_runs(said: str) -> None:
 def test_without_a_gpu_a_call_raises(name: str) -> None:
     if torch.cuda.is_available():
         return  # what it does then is the business of all other tests
-    arguments = (MU, LOGVAR, None, RNG) if name == "reparameterize" else (Z, MU, LOGVAR, None, 0.25, 0.25, 0, 0, True)
+    arguments = (
+        (MU, LOGVAR, None, RNG) if name == "reparameterize" else (Z, MU, LOGVAR, None, 0, 0, 0.25, 0.25, 0, 0, True)
+    )
     with pytest.raises(RuntimeError, match="cuda_guard"):
         _kernel(name)(*arguments)
 
