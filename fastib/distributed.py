@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from fastib._derivatives import transforms_are_active
+from fastib import _arguments, _ops
+from fastib._arguments import Reduction
+from fastib._derivatives import apply, transforms_are_active
+from fastib.reference import ELBODecomposition
 
 Agreement = Sequence[tuple[str, int, Sequence[Any] | None]]
 _LONGEST = 10  # integers that a rank says of its call
@@ -88,6 +91,34 @@ class GlobalBatch:
         that are to be averaged over the ranks, as DistributedDataParallel does."""
         every: Tensor = _Total.apply(values, self.group)
         return every
+
+
+def decompose_global(
+    batch: GlobalBatch,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None,
+    estimator: str,
+    reduction: str = "mean",
+    algorithm: str = "auto",
+) -> ELBODecomposition:
+    """`elbo_decomposition` of the rows of a rank, whose arguments are checked, against the posteriors of all ranks."""
+    z, mu, logvar = _arguments.in_one_dtype(z, mu, logvar)
+    if batch.size == 0:
+        raise ValueError("mu must have at least one component on some rank of the group, got none")
+    weighting = _arguments.estimator_of(estimator, dataset_size, batch.size)
+    # In what is accumulated, so that the gradients of all ranks are rounded once, after they are added.
+    wide = _arguments.accumulate_dtype(z.dtype)
+    columns, dims = batch.gathered(torch.cat([mu, logvar], 1), wide), mu.shape[1]
+    posteriors = columns[:, :dims], columns[:, dims:]
+    kind = Reduction.NONE if reduction == "none" else Reduction.SUM
+    divisor = batch.size if reduction == "mean" else 1
+    options = *weighting, batch.offset, kind, divisor, _arguments.algorithm_of(algorithm)
+    *terms, _ = apply(_ops.ELBODecomposition, z.to(wide), *posteriors, *options)
+    if kind == Reduction.SUM:
+        terms = batch.total(torch.stack(terms)).unbind()
+    return ELBODecomposition.of(terms, *weighting, batch.size)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ from torch import Tensor
 from fastib import _arguments, _ops, _rng
 from fastib._arguments import Reduction
 from fastib._derivatives import apply
-from fastib.distributed import GlobalBatch
+from fastib.distributed import GlobalBatch, decompose_global
 from fastib.reference import ELBODecomposition
 
 
@@ -508,34 +508,6 @@ def elbo_decomposition(
     options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
     *terms, _ = apply(_ops.ELBODecomposition, z, mu, logvar, *options, _arguments.algorithm_of(algorithm))
     return ELBODecomposition.of(terms, *options[:2], mu.shape[0])
-
-
-def decompose_global(
-    batch: GlobalBatch,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    dataset_size: int | None,
-    estimator: str,
-    reduction: str = "mean",
-    algorithm: str = "auto",
-) -> ELBODecomposition:
-    """`elbo_decomposition` of the rows of a rank, whose arguments are checked, against the posteriors of all ranks."""
-    z, mu, logvar = _arguments.in_one_dtype(z, mu, logvar)
-    if batch.size == 0:
-        raise ValueError("mu must have at least one component on some rank of the group, got none")
-    weighting = _arguments.estimator_of(estimator, dataset_size, batch.size)
-    # In what is accumulated, so that the gradients of all ranks are rounded once, after they are added.
-    wide = _arguments.accumulate_dtype(z.dtype)
-    columns, dims = batch.gathered(torch.cat([mu, logvar], 1), wide), mu.shape[1]
-    posteriors = columns[:, :dims], columns[:, dims:]
-    kind = Reduction.NONE if reduction == "none" else Reduction.SUM
-    divisor = batch.size if reduction == "mean" else 1
-    options = *weighting, batch.offset, kind, divisor, _arguments.algorithm_of(algorithm)
-    *terms, _ = apply(_ops.ELBODecomposition, z.to(wide), *posteriors, *options)
-    if kind == Reduction.SUM:
-        terms = batch.total(torch.stack(terms)).unbind()
-    return ELBODecomposition.of(terms, *weighting, batch.size)
 
 
 def total_correlation(

@@ -29,8 +29,8 @@ from fastib._arguments import (
     wants_gradient,
 )
 from fastib._derivatives import transforms_are_active
-from fastib.distributed import Agreement, GlobalBatch, check_group
-from fastib.functional import decompose_global, elbo_decomposition, gaussian_kl
+from fastib.distributed import Agreement, GlobalBatch, check_group, decompose_global
+from fastib.functional import elbo_decomposition, gaussian_kl
 from fastib.reference import ELBODecomposition, InformationCeiling
 from fastib.schedules import Linear, Schedule
 
