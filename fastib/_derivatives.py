@@ -23,7 +23,7 @@ Needed = Sequence[bool]
 
 def apply(function: type[Differentiable], *args: Any) -> Any:
     """function.apply(*args), whose look at the signature costs 15 us, more than all the rest of a small call."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_are_active():
         # torch.compile knows an autograd.Function by its backward alone, and inside torch.func not even by that.
         if torch.compiler.is_compiling():
             return function.in_plain_pytorch(*args)

@@ -28,19 +28,14 @@ def rule(name: str, operator: Callable[..., Any]) -> _Rule:
 
 
 def _one_by_one(operator: Callable[..., Any], size: int, dims: _Dims, *args: Any) -> tuple[Any, Any]:
-    def example(i: int) -> list[Any]:
-        return [a if dim is None else a.select(dim, i) for a, dim in zip(args, dims, strict=True)]
-
-    if size == 0:  # of the shapes that one would have
-        one = operator(
-            *(a if d is None else a.new_zeros(a.movedim(d, 0).shape[1:]) for a, d in zip(args, dims, strict=True))
-        )
-        empty = [t.new_empty(0, *t.shape) for t in (one if isinstance(one, tuple) else (one,))]
-        return (tuple(empty), (0,) * len(empty)) if isinstance(one, tuple) else (empty[0], 0)
-    results = [operator(*example(i)) for i in range(size)]
+    pairs = list(zip(args, dims, strict=True))
+    examples = [[a if dim is None else a.select(dim, i) for a, dim in pairs] for i in range(size)]
+    if not examples:  # one of zeros says what shape no results have
+        examples = [[a if dim is None else a.new_zeros(a.movedim(dim, 0).shape[1:]) for a, dim in pairs]]
+    results = [operator(*example) for example in examples]
     if isinstance(results[0], tuple):
-        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
-    return torch.stack(results), 0
+        return tuple(torch.stack(each)[:size] for each in zip(*results, strict=True)), (0,) * len(results[0])
+    return torch.stack(results)[:size], 0
 
 
 def _examples(size: int, tensors: tuple[Any, ...], dims: _Dims) -> list[Any]:

@@ -369,7 +369,7 @@ class BetaTCVAELoss(_VAELoss):
         mi, tc, kl = terms
         loss = reconstruction + _weighted(self.alpha, mi) + _weighted(self.beta, tc) + _weighted(self.gamma, kl)
         result = BetaTCVAETerms(loss, reconstruction.detach(), mi.detach(), tc.detach(), kl.detach())
-        result.smallest_share = terms.smallest_share
+        result.inverse_weight = terms.inverse_weight
         return result
 
     def _of_batch(

@@ -26,15 +26,14 @@ class _Terms(NamedTuple):
 class InformationCeiling:
     """What a tuple that has the mutual information knows of it beside its value."""
 
-    smallest_share: int | None = None
-    """1 / w_self: one row's own component is so small a share of its mixture. An integer, since a graph of torch.compile
-    returns those for a batch of any size. What rebuilds a tuple from its terms alone, as `torch.utils._pytree` does,
+    inverse_weight: int | None = None
+    """1 / w_self. An integer, since a graph of torch.compile returns those for a batch of any size. What rebuilds a tuple from its terms alone, as `torch.utils._pytree` does,
     leaves None, and the ceiling that always holds."""
 
     @property
     def mutual_information_ceiling(self) -> float:
         """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell."""
-        return math.inf if self.smallest_share is None else math.log(self.smallest_share)
+        return math.inf if self.inverse_weight is None else math.log(self.inverse_weight)
 
 
 class ELBODecomposition(_Terms, InformationCeiling):
@@ -47,12 +46,12 @@ class ELBODecomposition(_Terms, InformationCeiling):
     def of(cls, terms: Iterable[Tensor], estimator: int, size: int, batch: int) -> ELBODecomposition:
         decomposition = cls(*terms)
         shares = {Estimator.MSS: size, Estimator.MWS: size * batch, Estimator.IN_BATCH: batch}
-        decomposition.smallest_share = shares.get(estimator)
+        decomposition.inverse_weight = shares.get(estimator)
         return decomposition
 
     def _replace(self, **terms: Tensor) -> ELBODecomposition:
         replaced = super()._replace(**terms)
-        replaced.smallest_share = self.smallest_share
+        replaced.inverse_weight = self.inverse_weight
         replaced.standard_errors = self.standard_errors
         return replaced
 
