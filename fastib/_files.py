@@ -1,8 +1,9 @@
-"""Files of torch.save: read with a clear error, and never half written."""
+"""Files that are never half written; and those of torch.save, read with a clear error."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,25 @@ def load(name: str, path: Path) -> Any:
         raise ValueError(f"{name} must be a file of torch.save, got {path}: {type(error).__name__}") from None
 
 
+def text(name: str, path: Path) -> str:
+    """What a file of text says; `name` is the argument that gave its path."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} must be a file of text, got {path}: {type(error).__name__}") from None
+
+
 def save(content: Any, path: Path) -> None:
-    """Writes, or replaces, a file at once."""
+    """Writes, or replaces, a file of torch.save at once."""
+    replace(path, lambda new: torch.save(content, new))
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Puts what `write` writes to the path that it is given in the place of a file at once, or leaves it as it was."""
     new = path.with_name(path.name + ".new")
-    torch.save(content, new)
-    os.replace(new, path)
+    try:
+        write(new)
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise

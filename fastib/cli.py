@@ -1,4 +1,4 @@
-"""The command line: `python -m fastib demo`, `train`, `decompose` and `bench`."""
+"""The command line: `python -m fastib demo`, `train`, `evaluate`, `plot`, `decompose` and `bench`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+_KEYS = """Every key of a configuration is a flag, too, and overrides the rest: --steps 1000 --seed 1 --beta 4.
+An unknown one is answered with the list of them; fastib.configs.Config and the model's class say what they are.
+The same command, given again, goes on with a run that was stopped. By torchrun, a beta-tcvae trains on several
+processes as on one.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,12 +26,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--loss", choices=("beta-vae", "beta-tcvae"), default="beta-vae", help="default: beta-vae")
     demo.add_argument("--output", type=_folder, default=Path("fastib-demo"), help="folder for the picture")
 
-    train = commands.add_parser("train", help="train a model on sprites; by torchrun, on several processes as on one")
-    train.add_argument("model", choices=("beta-tcvae",))
-    train.add_argument("--steps", type=_positive, default=300, help="of the optimiser (default: 300)")
-    train.add_argument("--batch", type=_positive, default=64, help="images of a step, on all ranks (default: 64)")
-    train.add_argument("--seed", type=int, default=0, help="of weights, images and noise (default: 0)")
-    train.add_argument("--output", type=_folder, default=Path("fastib-train"), help="folder for the model")
+    train = commands.add_parser(
+        "train",
+        help="train a model, or go on with a training",
+        usage="%(prog)s MODEL [--preset PRESET] [--config FILE] [--output FOLDER] [--KEY VALUE ...]",
+        epilog=_KEYS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("model", help="beta-vae, annealed-vae, beta-tcvae, vib or information-dropout")
+    train.add_argument("--preset", help="quick, or paper (see fastib/presets.toml)")
+    train.add_argument("--config", type=Path, help="a TOML file of keys, which override the preset's")
+    train.add_argument("--output", type=_folder, help="folder of the run (default: fastib-train/MODEL)")
+
+    evaluate = commands.add_parser("evaluate", help="measure a trained model by the metrics of its kind")
+    evaluate.add_argument("checkpoint", type=Path, help="a file of train, or of the demo")
+    evaluate.add_argument("--images", type=_positive, help="so many images, drawn at random (default: all)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of whatever is drawn (default: 0)")
+
+    plot = commands.add_parser("plot", help="draw a picture of trained models")
+    plot.add_argument("kind", choices=("traversals", "dimensions", "rate-distortion", "information"))
+    plot.add_argument("runs", type=Path, nargs="+", help="folders of train; rate-distortion takes several, evaluated")
+    plot.add_argument("--output", type=Path, help="the PNG file (default: in the folder of the first run)")
+    plot.add_argument("--seed", type=int, default=0, help="of the choice of the images (default: 0)")
 
     decompose = commands.add_parser("decompose", help="decompose the KL of a checkpoint exactly, over all of its data")
     decompose.add_argument(
@@ -40,12 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if args.command == "bench":
         return _bench(rest)
+    if args.command == "train":
+        return _train(args.model, args.preset, args.config, args.output, rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if args.command == "evaluate":
+        return _evaluate(args.checkpoint, args.images, args.seed)
+    if args.command == "plot":
+        return _plot(args.kind, args.runs, args.output, args.seed)
     if args.command == "decompose":
         return _decompose(args.checkpoint, args.rows, args.seed)
-    if args.command == "train":
-        return _train(args.steps, args.batch, args.output, args.seed)
     return _demo(args.seconds, args.loss, args.output)
 
 
@@ -85,12 +111,35 @@ def _demo(seconds: float, loss: str, output: Path) -> int:
     return 0 if result.agrees else 1
 
 
-def _train(steps: int, batch: int, output: Path, seed: int) -> int:
-    from fastib import train
+def _train(model: str, preset: str | None, file: Path | None, output: Path | None, flags: Sequence[str]) -> int:
+    from fastib import configs, train
 
     try:
-        train.run(steps, batch=batch, output=output, seed=seed)
-    except (ValueError, OSError) as error:
+        config = configs.of_command(model, preset, file, flags)
+        trained = train.run(config, output or Path("fastib-train", model))
+    except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0 if trained.steps == config.steps else 130
+
+
+def _evaluate(checkpoint: Path, images: int | None, seed: int) -> int:
+    from fastib import evaluate
+
+    try:
+        evaluate.run(checkpoint, images=images, seed=seed)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _plot(kind: str, runs: Sequence[Path], output: Path | None, seed: int) -> int:
+    from fastib import plots
+
+    try:
+        plots.run(kind, runs, output, seed)
+    except (ValueError, ImportError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -5,27 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastib import _files
-from fastib.datasets import Sprites
+from fastib import _files, checkpoints
+from fastib.datasets.catalogue import open_dataset
 from fastib.metrics import exact_elbo_decomposition
-from fastib.models import ConvVAE
+from fastib.models import VAE, VIB
 from fastib.reference import ELBODecomposition
 
 _NAMES = ("mutual information", "total correlation", "dimension-wise KL")
-
-
-def save_model(model: ConvVAE, latent_dim: int, path: Path) -> None:
-    """Writes a model of sprites as a checkpoint for `run`."""
-    _files.save({"model": "ConvVAE", "latent_dim": latent_dim, "state_dict": model.state_dict()}, path)
 
 
 def run(checkpoint: Path, rows: int | None = None, seed: int = 0) -> ELBODecomposition:
     """Decomposes, with a progress bar, and prints what came of it. An interrupted run goes on when it is made again.
 
     Args:
-        checkpoint: a file that `python -m fastib demo` wrote, whose model is to encode all sprites, or that
-            `torch.save({"mu": mu, "logvar": logvar}, checkpoint)` wrote: posteriors, two of [N, D], and maybe "z", a
-            sample of each. What is done is kept beside it, in a file of its name and ".partial", until the end.
+        checkpoint: a file that `python -m fastib demo` or `train` wrote, whose model is to encode all that it was
+            trained on, or that `torch.save({"mu": mu, "logvar": logvar}, checkpoint)` wrote: posteriors, two of [N, D],
+            and maybe "z", a sample of each. What is done is kept beside it, in a file of its name and ".partial", until the end.
         rows: so many samples, drawn at random, instead of all; each meets all posteriors.
         seed: of the samples z and of the choice of rows.
 
@@ -33,7 +28,7 @@ def run(checkpoint: Path, rows: int | None = None, seed: int = 0) -> ELBODecompo
         The result of `fastib.metrics.exact_elbo_decomposition`.
 
     Raises:
-        ValueError: if the file is none of the two, and as `exact_elbo_decomposition` does.
+        ValueError: if the file is none of them, its model has no Gaussian code, and as `exact_elbo_decomposition` does.
         ImportError: without tqdm, which the extra `models` installs.
     """
     partial = partial_of(checkpoint)
@@ -52,16 +47,16 @@ def partial_of(checkpoint: Path) -> Path:
 def _source(checkpoint: Path) -> tuple[Any, ...]:
     """The posteriors of a checkpoint, or an encoder and its data."""
     content = _files.load("checkpoint", checkpoint)
+    if checkpoints.is_checkpoint(content):
+        trained = checkpoints.load(checkpoint)
+        model = checkpoints.trained_model(trained)
+        if not isinstance(model, (VAE, VIB)):
+            raise ValueError(f"checkpoint must be of a model with a Gaussian code, got {trained.config.model}")
+        return model.encode, open_dataset(trained.config.dataset, trained.config.data)
     keys = set(content) if isinstance(content, dict) else set()
     if {"mu", "logvar"} <= keys:
         return (tuple(content[name] for name in ("z", "mu", "logvar") if name in content),)
-    if keys == {"model", "latent_dim", "state_dict"} and content["model"] == "ConvVAE":
-        model = ConvVAE(content["latent_dim"])
-        model.load_state_dict(content["state_dict"])
-        return model.encode, Sprites()
-    raise ValueError(
-        f"checkpoint must have mu and logvar, or be one of the demo's, got {checkpoint} with {sorted(keys)}"
-    )
+    raise ValueError(f"checkpoint must be one of python -m fastib train, or have mu and logvar, got {checkpoint}")
 
 
 def report(terms: ELBODecomposition) -> str:

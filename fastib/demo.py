@@ -19,15 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastib
-from fastib import plots
+from fastib import checkpoints, plots
 from fastib._arguments import check_choice
 from fastib._progress import progress_bar
+from fastib.checkpoints import Checkpoint, DataShape, new_model
+from fastib.configs import Config
 from fastib.datasets import Sprites
-from fastib.decompose import save_model
 from fastib.losses import BetaTCVAELoss, BetaVAELoss
-from fastib.models import ConvVAE
+from fastib.models import VAE, ConvVAE
 
 BETA, TC_BETA = 4.0, 6.0
+WEIGHTS = {"beta-vae": BETA, "beta-tcvae": TC_BETA}
 BATCH = 64
 LATENT = 10
 DATASET_SIZE = math.prod(Sprites.factor_sizes)
@@ -168,7 +170,7 @@ def run(
         seconds: time to train, for both together.
         loss: "beta-vae", or "beta-tcvae", which weighs the total correlation alone.
         steps: the number of steps of each, instead of a time.
-        output: the folder for the picture, and for the fused model, as a checkpoint of `fastib.decompose`; it is made if it is missing.
+        output: the folder for the picture, and for the fused model, a checkpoint; it is made if it is missing.
         seed: of the weights, the order of the images and the noise.
 
     Returns:
@@ -183,18 +185,22 @@ def run(
     plots.require_matplotlib()
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = ConvVAE(LATENT)
-    fused, plain = Training(model, losses[0]), Training(copy.deepcopy(model), losses[1])
     sprites = Sprites()
+    config = Config.of({"model": loss, "latent_dim": LATENT, "beta": WEIGHTS[loss], "batch": BATCH, "seed": seed})
+    model = new_model(config, DataShape.of(sprites))
+    assert isinstance(model, VAE) and isinstance(model.network, ConvVAE)
+    fused, plain = Training(model.network, losses[0]), Training(copy.deepcopy(model.network), losses[1])
     print(
         f"Training two {LOSSES[loss]}s on {len(sprites)} sprites of 64 x 64, batch {BATCH}, {torch.get_num_threads()} threads."
     )
     _train(fused, plain, _batches(sprites, seed), seconds, steps)
     if not plain.steps or not fused.steps:
         raise KeyboardInterrupt  # before the first step of both there is nothing to report
-    save_model(fused.model, LATENT, output / "model.pt")
+    states = model.state_dict(), fused.optimiser.state_dict(), None
+    checkpoints.save(Checkpoint(config, DataShape.of(sprites), len(fused.steps), *states), output / "model.pt")
     picture = output / "sprites.png"
-    _draw(fused.model, sprites, picture, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    plots.traversals(model, sprites.images(torch.randint(len(sprites), (512,), generator=generator)), picture)
     result = _result(fused, plain, loss, picture)
     print(report(result))
     return result
@@ -296,17 +302,3 @@ def report(result: DemoResult) -> str:
     lines.append(f"Reconstructions and latent traversals: {result.picture}")
     lines.append(f"Its information, exactly: python -m fastib decompose {result.picture.with_name('model.pt')}")
     return "\n".join(lines)
-
-
-@torch.no_grad()
-def _draw(model: ConvVAE, sprites: Sprites, path: Path, seed: int, columns: int = 11) -> None:
-    generator = torch.Generator().manual_seed(seed + 1)
-    images = sprites.images(torch.randint(len(sprites), (512,), generator=generator))
-    mu, logvar = model.encode(images)
-    kl = fastib.gaussian_kl(mu, logvar, reduction="none").mean(0)
-    order = kl.argsort(descending=True)
-    codes = mu[:1].expand(LATENT, columns, LATENT).clone()
-    for row, dimension in enumerate(order):
-        codes[row, :, dimension] = torch.linspace(-3, 3, columns)
-    traversals = torch.sigmoid(model.decode(codes.view(-1, LATENT))).view(LATENT, columns, *images.shape[1:])
-    plots.vae_picture(path, images[:columns], torch.sigmoid(model.decode(mu[:columns])), traversals, kl[order])

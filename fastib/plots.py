@@ -1,12 +1,23 @@
-"""Pictures of models, as PNG files."""
+"""Pictures of models and of their training, as PNG files: `python -m fastib plot`."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
+
+from fastib import _files, checkpoints, functional, logs
+from fastib.datasets.catalogue import open_dataset
+from fastib.models import VAE, AllCNN
+
+COLUMNS = 11
+
+_Model = TypeVar("_Model", VAE, AllCNN)
 
 
 def require_matplotlib() -> None:
@@ -15,33 +26,149 @@ def require_matplotlib() -> None:
         raise ImportError("pictures need matplotlib: pip install 'fastib[models]'")
 
 
-def vae_picture(path: Path, originals: Tensor, reconstructions: Tensor, traversals: Tensor, kl: Tensor) -> None:
-    """Originals over their reconstructions, and below them the traversals, one row per latent dimension.
+@torch.no_grad()
+def traversals(model: VAE, images: Tensor, path: Path) -> None:
+    """Images over their reconstructions, and below them, a row for each latent dimension, what the first image becomes
+    where the dimension goes from -3 to 3; in the order of their KL over the images, which are [n, C, H, W]."""
+    mu, logvar = model.encode(images)
+    kl = functional.gaussian_kl(mu, logvar, reduction="none").mean(0)
+    order = kl.argsort(descending=True)
+    codes = mu[:1].expand(len(order), COLUMNS, -1).clone()
+    for row, dimension in enumerate(order):
+        codes[row, :, dimension] = torch.linspace(-3, 3, COLUMNS)
+    rows = model.decode(codes.flatten(0, 1)).unflatten(0, (len(order), COLUMNS))
+    figure = _figure(COLUMNS * 0.75 + 1.4, (len(order) + 2) * 0.75 + 1.3)
+    above, below = figure.subfigures(2, 1, height_ratios=[2.6, len(order) + 0.6])
+    pairs = [("original", images[:COLUMNS]), ("reconstruction", model.decode(mu[:COLUMNS]))]
+    _grid(above, "Reconstructions", pairs)
+    names = [f"{value:.2f} nats" for value in kl[order].tolist()]
+    _grid(below, "Latent traversals, -3 to 3, by the KL of the dimension", list(zip(names, rows, strict=True)))
+    _save(figure, path)
+
+
+def dimensions(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """The KL of each latent dimension against the steps of the training, from the rows of its log.
+
+    Source: Burgess et al. 2018, "Understanding disentangling in beta-VAE", figure 5.
+    """
+    figure = _figure(7, 4.5)
+    axis = figure.subplots()
+    names = [name for name in rows[0] if name.startswith("kl_")]
+    for name in sorted(names, key=lambda name: -rows[-1][name]):
+        axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=f"z {name.removeprefix('kl_')}")
+    axis.set(xlabel="step of the optimiser", ylabel="KL of the dimension, nats", ylim=(0, None))
+    axis.legend(fontsize=8, ncols=2)
+    _save(figure, path)
+
+
+def rate_distortion(points: Sequence[tuple[str, float, float]], path: Path) -> None:
+    """Distortion against rate: a line through each kind of model, a point (kind, rate, distortion) for each run."""
+    figure = _figure(6, 4.5)
+    axis = figure.subplots()
+    for kind in dict.fromkeys(kind for kind, _, _ in points):
+        of_kind = sorted((rate, distortion) for other, rate, distortion in points if other == kind)
+        axis.plot(*zip(*of_kind, strict=True), "o-", label=kind)
+    axis.set(xlabel="rate: KL, nats per image", ylabel="distortion: -log p(x | z), nats per image")
+    axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+@torch.no_grad()
+def information_maps(model: AllCNN, images: Tensor, path: Path) -> None:
+    """Images, and below them where each noisy layer takes its information from: its KL, summed over the channels.
+
+    Source: Achille & Soatto 2018, "Information Dropout", figure 3.
+    """
+    figure = _figure(COLUMNS * 0.75 + 1.4, 4 * 0.75 + 0.6)
+    maps = [layer.information.sum(1, keepdim=True) for layer in model.layers(images[:COLUMNS])]
+    rows = [("image", images[:COLUMNS]), *((f"layer {i}", m / m.max()) for i, m in enumerate(maps, 1))]
+    _grid(figure, "Information of each place, from none (black) to the most of its layer", rows)
+    _save(figure, path)
+
+
+def run(kind: str, paths: Sequence[Path], output: Path | None = None, seed: int = 0) -> Path:
+    """Draws a picture of runs, and prints where it is.
 
     Args:
-        path: the PNG file to write.
-        originals, reconstructions: images in [0, 1], [n, 1, H, W].
-        traversals: images [dimensions, columns, 1, H, W], in the order of the rows.
-        kl: the KL of each row's dimension in nats, [dimensions].
+        kind: "traversals" or "information" of a checkpoint, "dimensions" of a log, or "rate-distortion" of the
+            evaluations of several runs.
+        paths: the folders of the runs, of which all but "rate-distortion" take one.
+        output: the PNG file (default: `kind`.png in the folder of the first run).
+        seed: of the choice of the images.
+
+    Returns:
+        The PNG file.
 
     Raises:
         ImportError: without matplotlib, which the extra `models` installs.
+        ValueError: if a run lacks the file that is drawn from, or has another kind of model.
     """
+    require_matplotlib()
+    if kind != "rate-distortion" and len(paths) != 1:
+        raise ValueError(f"{kind} must be of one run, got {len(paths)}")
+    picture = output or paths[0] / f"{kind}.png"
+    _KINDS[kind](paths, picture, seed)
+    print(f"Wrote {picture}")
+    return picture
+
+
+def _of_traversals(paths: Sequence[Path], picture: Path, seed: int) -> None:
+    model, images = _model_and_images("traversals", VAE, paths[0], 512, seed)
+    traversals(model, images, picture)
+
+
+def _of_information(paths: Sequence[Path], picture: Path, seed: int) -> None:
+    model, images = _model_and_images("information", AllCNN, paths[0], COLUMNS, seed)
+    information_maps(model, images, picture)
+
+
+def _model_and_images(kind: str, needed: type[_Model], path: Path, count: int, seed: int) -> tuple[_Model, Tensor]:
+    """The model of a run, which must be of a kind, and some images of its data set."""
+    trained = checkpoints.load(path / checkpoints.NAME)
+    model = checkpoints.trained_model(trained)
+    if isinstance(model, needed):
+        dataset = open_dataset(trained.config.dataset, trained.config.data, train=False)
+        indices = torch.randint(len(dataset), (count,), generator=torch.Generator().manual_seed(seed))
+        return model, dataset.images(indices)
+    raise ValueError(f"{kind} must be of a model that is a {needed.__name__}, got {trained.config.model} in {path}")
+
+
+def _of_dimensions(paths: Sequence[Path], picture: Path, seed: int) -> None:
+    rows = logs.read(paths[0] / logs.NAME)
+    if not rows or "kl_1" not in rows[0]:
+        raise ValueError(f"dimensions must be of the log of a VAE, got that of {paths[0]}")
+    dimensions(rows, picture)
+
+
+def _of_rate_distortion(paths: Sequence[Path], picture: Path, seed: int) -> None:
+    points = []
+    for path in paths:
+        results = json.loads(_files.text("run", path / "evaluation.json"))
+        trained = checkpoints.load(path / checkpoints.NAME)
+        points.append((trained.config.model, results["rate"], results["distortion"]))
+    rate_distortion(points, picture)
+
+
+_KINDS = {
+    "traversals": _of_traversals,
+    "information": _of_information,
+    "dimensions": _of_dimensions,
+    "rate-distortion": _of_rate_distortion,
+}
+
+
+def _figure(width: float, height: float) -> Any:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    rows, columns = traversals.shape[:2]
-    figure = Figure(figsize=(columns * 0.75 + 1.4, (rows + 2) * 0.75 + 1.3), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[2.6, rows + 0.6])  # its annotation knows one part only
-    above, below = parts
-    pairs = [("original", originals[:columns]), ("reconstruction", reconstructions[:columns])]
-    _grid(above, "Reconstructions", pairs)
-    names = [f"{value:.2f} nats" for value in kl.tolist()]
-    _grid(below, "Latent traversals, -3 to 3, by the KL of the dimension", list(zip(names, traversals, strict=True)))
-    figure.savefig(path, dpi=100, format="png")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _grid(figure: Any, title: str, rows: list[tuple[str, Tensor]]) -> None:
+def _save(figure: Any, path: Path) -> None:
+    _files.replace(path, lambda new: figure.savefig(new, dpi=100, format="png"))
+
+
+def _grid(figure: Any, title: str, rows: Sequence[tuple[str, Tensor]]) -> None:
     """A labelled row of images for each entry of `rows`."""
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(rows), len(rows[0][1]), squeeze=False)

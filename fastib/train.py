@@ -1,30 +1,43 @@
-"""The demo's beta-TCVAE, trained on one process or, by torchrun, on several that share each batch.
+"""`python -m fastib train`: trains a model, on one process or, by torchrun, on several that share each batch.
 
-All ranks draw the same batches and the same noise, and each takes its part, so that the curve is that of one process on
-the whole batch, to rounding.
+What a step does is a function of the configuration, the step's number and the weights: the images, the noise and the
+learning rate are drawn from the seed and the number anew. So a run that was stopped goes on bit for bit, and several
+ranks train what one does, to rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections.abc import Iterator
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fastib
+from fastib import _files, checkpoints, logs
 from fastib._arguments import check_integer
 from fastib._progress import NoBar, progress_bar, require_tqdm
-from fastib.datasets import Sprites
-from fastib.decompose import save_model
-from fastib.demo import DATASET_SIZE, LATENT, TC_BETA, noise_of
-from fastib.losses import BetaTCVAELoss, BetaTCVAETerms
-from fastib.models import ConvVAE
+from fastib.checkpoints import Checkpoint, DataShape, new_model
+from fastib.configs import Config
+from fastib.datasets import FactoredImages
+from fastib.datasets.catalogue import open_dataset
+from fastib.logs import Log
+from fastib.models import VAE, Classifier
+
+CONFIG = "config.toml"
+MAY_DIFFER = "steps", "log_every", "save_every", "tensorboard", "data"  # from the run that is gone on with
 
 
 class Ranks(NamedTuple):
@@ -57,74 +70,240 @@ def ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-class _Loss(nn.Module):
-    """The model and its loss as one module, whose gradients DistributedDataParallel averages."""
+@contextlib.contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Says whether the user, or the system, has asked for the end, so that a step in flight is finished first, and then
+    all is kept. A second Ctrl-C doesn't wait."""
+    asked: list[int] = []
 
-    def __init__(self, model: ConvVAE, group: dist.ProcessGroup | None) -> None:
-        super().__init__()
-        self.model = model
-        self.criterion = BetaTCVAELoss(beta=TC_BETA, dataset_size=DATASET_SIZE, group=group)
+    def ask(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
 
-    def forward(self, images: Tensor, noise: Tensor) -> BetaTCVAETerms:
-        mu, logvar = self.model.encode(images)
-        z = fastib.reparameterize(mu, logvar, noise=noise)
-        terms: BetaTCVAETerms = self.criterion(self.model.decode(z), images, z, mu, logvar)
-        return terms
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other one may handle signals
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def run(steps: int = 300, *, batch: int = 64, output: Path = Path("fastib-train"), seed: int = 0) -> list[float]:
-    """Trains, prints the terms of the last step, and writes the model to `model.pt` in the folder `output`.
+class Order:
+    """The images of each step: all of them once an epoch, in another order in each."""
+
+    def __init__(self, images: int, batch: int, seed: int) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
+        self._permutation = lru_cache(maxsize=2)(self._new_permutation)
+
+    def indices(self, step: int) -> Tensor:
+        """int64 [batch]."""
+        positions = torch.arange(step * self.batch, (step + 1) * self.batch)
+        epochs = positions // self.images
+        parts = [self._permutation(int(e))[positions[epochs == e] % self.images] for e in epochs.unique()]
+        return torch.cat(parts)
+
+    def _new_permutation(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mixed(self.seed, 1, epoch))
+        return torch.randperm(self.images, generator=generator)
+
+
+def mixed(*numbers: int) -> int:
+    """One seed of several numbers, of 32 bits, since PyTorch's generator for the CPU looks at no more."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class Training:
+    """A model, its optimiser and its data, after some steps."""
+
+    def __init__(self, config: Config, dataset: FactoredImages, of: Ranks) -> None:
+        self.config, self.dataset, self.ranks, self.step = config, dataset, of, 0
+        self.order = Order(len(dataset), config.batch, config.seed)
+        torch.manual_seed(mixed(config.seed, 0))
+        self.model = new_model(config, DataShape.of(dataset), of.group).to(of.device)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
+        self.average: AveragedModel | None = None
+        if config.average > 0:
+            self.average = AveragedModel(
+                self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True
+            )
+        self._shared = self.model if of.group is None else DistributedDataParallel(self.model)
+
+    def take_step(self) -> tuple[Any, Tensor]:
+        """One step of the optimiser: the terms of the loss, and this rank's images."""
+        indices = self.order.indices(self.step)[self.ranks.part_of(self.config.batch)]
+        images = self.dataset.images(indices).to(self.ranks.device)
+        torch.manual_seed(mixed(self.config.seed, 2, self.step))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.learning_rate_at(self.step)
+        self.optimiser.zero_grad()
+        terms = self._shared(images, **self._beside(indices))
+        terms.loss.backward()
+        self.optimiser.step()
+        self.model.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        return terms, images
+
+    def _beside(self, indices: Tensor) -> dict[str, Tensor]:
+        """What the model is given beside the images."""
+        if isinstance(self.model, Classifier):
+            return {"labels": self.dataset.factors(indices)[:, 0].to(self.ranks.device)}
+        if self.ranks.group is not None:
+            # The noise that one process would draw for the whole batch, of which these rows are some.
+            zero = torch.zeros(self.config.batch, self.model.latent_dim, device=self.ranks.device)
+            return {"noise": fastib.reparameterize(zero, zero)[self.ranks.part_of(self.config.batch)]}
+        return {}
+
+    @torch.no_grad()
+    def row(self, terms: Any, images: Tensor) -> dict[str, float]:
+        """What the log says of a step."""
+        row = {name: value.item() for name, value in terms._asdict().items()}
+        if isinstance(self.model, VAE):
+            row |= {f"kl_{i}": kl for i, kl in enumerate(self.model.kl_of_dimensions(images).tolist(), 1)}
+        return row
+
+    def checkpoint(self) -> Checkpoint:
+        average = None if self.average is None else self.average.module.state_dict()
+        states = self.model.state_dict(), self.optimiser.state_dict(), average
+        return Checkpoint(self.config, DataShape.of(self.dataset), self.step, *states)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        self.step = checkpoint.step
+        self.model.load_state_dict(checkpoint.model)
+        self.optimiser.load_state_dict(checkpoint.optimiser)
+        if self.average is not None and checkpoint.average is not None:
+            self.average.module.load_state_dict(checkpoint.average)
+            self.average.n_averaged.fill_(checkpoint.step)
+
+
+class Trained(NamedTuple):
+    """What came of a run: the steps that are done, and the files that it wrote."""
+
+    steps: int
+    files: list[Path]
+
+
+def run(config: Config, output: Path) -> Trained:
+    """Trains, with a progress bar, and writes a log and checkpoints; goes on with the run that is in the folder.
 
     Args:
-        steps: the number of optimiser steps.
-        batch: the number of images of a step, of all ranks together.
-        output: the folder for the model, as a checkpoint of `fastib.decompose`; it is made if it is missing.
-        seed: of the weights, the order of the images and the noise.
+        config: what to do.
+        output: the folder for `config.toml`, `log.csv`, `checkpoint.pt` and, if wanted, the events of TensorBoard; it
+            is made if it is missing. If it has a checkpoint of the same configuration, though maybe of fewer steps,
+            that run is gone on with, and ends with the weights, bit for bit, of one that was not interrupted.
 
     Returns:
-        The loss of each step, which is the whole batch's, on every rank.
+        What came of it. Ctrl-C, or SIGTERM, ends the run after the step in flight, and nothing is lost; after any other
+        end, what was done since the last checkpoint is done again.
 
     Raises:
-        ImportError: without tqdm, which the extra `models` installs.
-        TypeError, ValueError: for `steps` or `batch` that is not an integer, or too small: each rank needs an image.
+        ImportError: without tqdm, which the extra `models` installs, or without TensorBoard, if it is wanted.
+        ValueError: if the data is missing or unfit for the model, the folder has another run, there is no room on its
+            disk, or several ranks are to train another model than a beta-TCVAE.
+        FloatingPointError: if the loss is no longer finite; the last checkpoint is from before that.
     """
-    check_integer("steps", steps, 1)
-    check_integer("batch", batch, 2)
     require_tqdm()
-    with ranks() as all_ranks:
-        if batch < all_ranks.size:
-            raise ValueError(f"batch must have an image for each of the {all_ranks.size} ranks, got {batch}")
-        torch.manual_seed(seed)
-        model = ConvVAE(LATENT).to(all_ranks.device)
-        losses, terms = _train(model, all_ranks, steps, batch, seed)
-        if all_ranks.rank == 0:
-            output.mkdir(parents=True, exist_ok=True)
-            save_model(model, LATENT, output / "model.pt")
-            print(_report(terms, all_ranks.size, output / "model.pt"))
-    return losses
+    with ranks() as all_ranks, torch.random.fork_rng(range(torch.cuda.device_count())):
+        _check_ranks(config, all_ranks)
+        training = Training(config, open_dataset(config.dataset, config.data), all_ranks)
+        if (output / checkpoints.NAME).exists():
+            training.load(_matching(checkpoints.load(output / checkpoints.NAME), config, output))
+        if all_ranks.rank > 0:
+            _train(training, None, output)
+            return Trained(training.step, [])
+        _prepare(output, training)
+        with contextlib.closing(Log(output / logs.NAME, training.step, config.tensorboard)) as log:
+            _train(training, log, output)
+        trained = Trained(training.step, [output / checkpoints.NAME, output / CONFIG, *log.files])
+        print(report(trained, config, all_ranks.size))
+    return trained
 
 
-def _train(model: ConvVAE, of: Ranks, steps: int, batch: int, seed: int) -> tuple[list[float], BetaTCVAETerms]:
-    loss: nn.Module = _Loss(model, of.group)
-    if of.group is not None:
-        loss = DistributedDataParallel(loss)
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-4)
-    sprites, generator, mine = Sprites(), torch.Generator().manual_seed(seed), of.part_of(batch)
-    losses = []
-    with progress_bar(total=steps, unit="step") if of.rank == 0 else NoBar() as bar:
-        for _ in range(steps):
-            indices = torch.randint(len(sprites), (batch,), generator=generator)
-            rng = torch.randint(2**62, (2,), generator=generator)
-            noise = noise_of(rng, torch.zeros(batch, LATENT))[mine].to(of.device)
-            optimiser.zero_grad()
-            terms: BetaTCVAETerms = loss(sprites.images(indices[mine]).to(of.device), noise)
-            terms.loss.backward()
-            optimiser.step()
-            losses.append(terms.loss.item())
+def _check_ranks(config: Config, of: Ranks) -> None:
+    if of.group is not None and config.model != "beta-tcvae":
+        raise ValueError(f"model must be beta-tcvae on several ranks, got {config.model}")
+    if config.model == "beta-tcvae":
+        check_integer("batch", config.batch, 2)
+    if config.batch < of.size:
+        raise ValueError(f"batch must have an image for each of the {of.size} ranks, got {config.batch}")
+
+
+def _matching(checkpoint: Checkpoint, config: Config, output: Path) -> Checkpoint:
+    """A checkpoint that the configuration goes on with."""
+    before = checkpoint.config.values()
+    for key, value in config.values().items():
+        if key not in MAY_DIFFER and before.get(key) != value:
+            raise ValueError(f"{key} must be that of the run in {output}, {before.get(key)!r}, got {value!r}")
+    if config.steps < checkpoint.step:
+        raise ValueError(f"steps must be at least those of the run in {output}, {checkpoint.step}, got {config.steps}")
+    return checkpoint
+
+
+def _prepare(output: Path, training: Training) -> None:
+    """Makes the folder and writes the configuration, after a look at the room that is left."""
+    output.mkdir(parents=True, exist_ok=True)
+    weights = sum(p.numel() * p.element_size() for p in training.model.parameters())
+    needed, free = 8 * weights + 2**20, shutil.disk_usage(output).free  # two checkpoints of weights and two moments
+    if free < needed:
+        room = f"{needed / 2**20:.0f} MiB"
+        raise ValueError(f"output must be on a disk with {room} left, got {output} with {free / 2**20:.0f} MiB")
+    text = training.config.toml()
+    _files.replace(output / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _train(training: Training, log: Log | None, output: Path) -> None:
+    config = training.config
+    with interruptions() as asked, _bar(training, log) as bar:
+        while training.step < config.steps and not _on_any(asked(), training.ranks):
+            terms, images = training.take_step()
+            if log is not None:
+                _keep(training, log, output, terms, images)
             bar.update(1)
-    return losses, terms
+        if log is not None:
+            checkpoints.save(training.checkpoint(), output / checkpoints.NAME)
 
 
-def _report(terms: BetaTCVAETerms, size: int, path: Path) -> str:
-    named = ", ".join(f"{name.replace('_', ' ')} {value.item():.3f}" for name, value in terms._asdict().items())
-    return f"Trained on {size} rank{'s' * (size > 1)}. Last step, in nats: {named}.\nThe model: {path}"
+def _keep(training: Training, log: Log, output: Path, terms: Any, images: Tensor) -> None:
+    """The row and the checkpoint of a step that is to have them."""
+    config, step = training.config, training.step
+    to_log, to_save = step % config.log_every == 0 or step == config.steps, step % config.save_every == 0
+    if (to_log or to_save) and not math.isfinite(terms.loss.item()):
+        raise FloatingPointError(f"the loss is {terms.loss.item()} in step {step}: try a lower learning_rate")
+    if to_log:
+        log.write(step, training.row(terms, images))
+    if to_save:
+        checkpoints.save(training.checkpoint(), output / checkpoints.NAME)
+
+
+def _bar(training: Training, log: Log | None) -> Any:
+    if log is None:
+        return NoBar()
+    return progress_bar(initial=training.step, total=training.config.steps, unit="step")
+
+
+def _on_any(asked: bool, of: Ranks) -> bool:
+    """Whether any rank was asked to stop: they stop after the same step."""
+    if of.group is None:
+        return asked
+    count = torch.tensor(float(asked), device=of.device)
+    dist.all_reduce(count)
+    return count.item() > 0
+
+
+def report(trained: Trained, config: Config, size: int) -> str:
+    """What came of a run, in a few lines of text."""
+    on = f"on {size} rank{'s' * (size > 1)}"
+    if trained.steps < config.steps:
+        lines = [f"Stopped {on} after {trained.steps} of {config.steps} steps: the same command goes on from here."]
+    else:
+        lines = [f"Trained {on}."]
+    rows = logs.read(next(path for path in trained.files if path.name == logs.NAME))
+    if rows:
+        last = rows[-1]
+        terms = [f"{name.replace('_', ' ')} {last[name]:.3f}" for name in last if name not in ("step", "seconds")]
+        lines.append(f"Step {last['step']:.0f}, in nats: {', '.join(terms)}.")
+    return "\n".join([*lines, *(f"Wrote {path}" for path in trained.files)])

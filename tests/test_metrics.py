@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastib
-from fastib import cli, decompose, metrics
+from fastib import checkpoints, cli, decompose
+from fastib.checkpoints import Checkpoint, DataShape, new_model
+from fastib.configs import Config
 from fastib.datasets import Sprites
-from fastib.metrics import exact_elbo_decomposition
-from fastib.models import ConvVAE
+from fastib.metrics import exact, exact_elbo_decomposition
+from fastib.models import VAE, ConvVAE
 from fastib.reference import ELBODecomposition
 
 
@@ -78,7 +80,7 @@ def test_no_sample_exceeds_the_ceiling(kernels: str) -> None:
 
 _PEAK = """
 import resource, torch
-from fastib.metrics import exact_elbo_decomposition
+from fastib.metrics import exact, exact_elbo_decomposition
 torch.set_num_threads(2)
 inputs = [torch.randn(20_000, 16) for _ in range(3)]
 exact_elbo_decomposition(*(t[:64] for t in inputs))  # the libraries' own memory
@@ -185,8 +187,8 @@ def test_one_row_has_no_standard_error() -> None:
 
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_FEWEST_ROWS", 10)
-    monkeypatch.setattr(metrics, "_MOST_ROWS", 10)
+    monkeypatch.setattr(exact, "_FEWEST_ROWS", 10)
+    monkeypatch.setattr(exact, "_MOST_ROWS", 10)
 
 
 def _interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
@@ -237,9 +239,9 @@ def test_goes_on_where_it_was_interrupted(
 
 def test_is_saved_from_time_to_time(few_at_once: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """So that a process that is killed, and saves nothing, loses little."""
-    monkeypatch.setattr(metrics, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(exact, "_SECONDS_BETWEEN_SAVES", 0.0)
     done = []
-    monkeypatch.setattr(metrics._files, "save", lambda content, path: done.append(content["done"]))
+    monkeypatch.setattr(exact._files, "save", lambda content, path: done.append(content["done"]))
     exact_elbo_decomposition((torch.zeros(35, 2), torch.zeros(35, 2)), state=tmp_path / "state")
     assert done == [10, 20, 30, 35]
 
@@ -331,11 +333,18 @@ def test_command_on_posteriors(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert list(tmp_path.iterdir()) == [path]
 
 
+def _save_model(path: Path) -> VAE:
+    config, sprites = Config.of({"model": "beta-vae", "latent_dim": 4}), Sprites()
+    model = new_model(config, DataShape.of(sprites))
+    assert isinstance(model, VAE)
+    checkpoints.save(Checkpoint(config, DataShape.of(sprites), 0, model.state_dict(), {}, None), path)
+    return model
+
+
 def test_command_on_the_model_of_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = ConvVAE(4)
-    decompose.save_model(model, 4, tmp_path / "model.pt")
+    model = _save_model(tmp_path / "model.pt")
     monkeypatch.setattr(Sprites, "__len__", lambda self: 70)
     assert _run(str(tmp_path / "model.pt")) == 0
     expected = exact_elbo_decomposition(model.encode, Sprites().images(torch.arange(70)))
@@ -348,7 +357,7 @@ def test_command_on_the_model_of_the_demo(
 def test_command_stopped_while_it_encodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    decompose.save_model(ConvVAE(4), 4, tmp_path / "model.pt")
+    _save_model(tmp_path / "model.pt")
 
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -379,8 +388,8 @@ def test_command_goes_on(
     [
         (None, "checkpoint must be a file, got"),
         ("junk", "checkpoint must be a file of torch.save, got"),
-        ({"mu": torch.zeros(3, 2)}, "checkpoint must have mu and logvar, or be one of the demo's"),
-        ([1], "checkpoint must have mu and logvar, or be one of the demo's"),
+        ({"mu": torch.zeros(3, 2)}, "checkpoint must be one of python -m fastib train, or have mu and logvar"),
+        ([1], "checkpoint must be one of python -m fastib train, or have mu and logvar"),
         ({"mu": torch.zeros(3, 2), "logvar": torch.zeros(4, 2)}, "logvar must have the shape of mu"),
         ({"mu": 1, "logvar": 2}, "mu must be a torch.Tensor, got int"),
     ],

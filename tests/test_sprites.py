@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -26,7 +28,7 @@ def image(sprites: Sprites, *factors: int) -> Tensor:
 
 def centre(image: Tensor) -> tuple[float, float]:
     """The centre of mass: column and row."""
-    axis = torch.arange(64.0)
+    axis = torch.arange(float(len(image)))
     return (image.sum(0) @ axis / image.sum()).item(), (image.sum(1) @ axis / image.sum()).item()
 
 
@@ -137,6 +139,33 @@ def test_the_heart_stands_on_its_tip(sprites: Sprites) -> None:
     torch.testing.assert_close(heart[:, 16:49], heart[:, 16:49].flip(1))
 
 
+def test_half_the_size_has_the_means_of_four_pixels(sprites: Sprites) -> None:
+    small, indices = Sprites(size=32), torch.randint(len(sprites), (512,))
+    assert small.image_shape == (1, 32, 32) and len(small) == len(sprites)
+    assert small.images(indices).shape == (512, 1, 32, 32)
+    torch.testing.assert_close(small.images(indices), F.avg_pool2d(sprites.images(indices), 2), rtol=0, atol=1e-6)
+    assert torch.equal(small.factors(indices), sprites.factors(indices))
+
+
+def test_half_the_size_shows_positions_of_half_a_pixel() -> None:
+    small = Sprites(size=32)
+    for position in range(32):
+        expected = pytest.approx((8 - 0.25 + position / 2, 8 - 0.25 + position / 2), abs=1e-3)
+        assert centre(image(small, SQUARE, 5, 0, position, position)) == expected
+
+
+@pytest.mark.parametrize("size", [0, 16, 33, 128])
+def test_other_sizes_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"size must be .*, got {size}$"):
+        Sprites(size)
+
+
+@pytest.mark.parametrize("size", [32.0, True, "32", None])
+def test_a_size_is_an_integer(size: Any) -> None:
+    with pytest.raises(TypeError, match="size must be an integer, got"):
+        Sprites(size)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -146,6 +175,7 @@ def test_the_heart_stands_on_its_tip(sprites: Sprites) -> None:
         (lambda s: s.factors(torch.tensor([0.5])), ValueError, "indices must be integers, got torch.float32"),
         (lambda s: s.factors([True]), ValueError, "indices must be integers, got torch.bool"),
         (lambda s: s.images(torch.tensor([[1]])), ValueError, r"indices must have one dimension, got shape \(1, 1\)"),
+        (lambda s: s[1:3], ValueError, r"indices must be integers, got \[slice\(1, 3, None\)\]"),
         (lambda s: s.index([[0, 6, 0, 0, 0]]), IndexError, r"factors: scale must be in \[0, 6\), got 6"),
         (lambda s: s.index([[0, 0, 0, 0, -1]]), IndexError, r"factors: y must be in \[0, 32\), got -1"),
         (lambda s: s.index([[0, 0, 0, 0]]), ValueError, r"factors must have shape \(n, 5\), got \(1, 4\)"),

@@ -1,23 +1,379 @@
-"""`python -m fastib train`, on one process and, by torchrun, on several."""
+"""`python -m fastib train`: what a run writes, that it goes on bit for bit, and what it refuses."""
 
 from __future__ import annotations
 
+import csv
+import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fastib import cli, train
+from fastib import _files, checkpoints, cli, configs, logs, train
+from fastib.configs import Config
 
-STEPS, BATCH = 3, 9  # which two ranks don't share evenly
+# Of which two ranks don't share a batch evenly.
+TINY = {"dataset": "digits", "batch": 9, "steps": 6, "log_every": 2, "save_every": 4}
+MODELS: dict[str, dict[str, Any]] = {
+    "beta-vae": {"warm_up": 10},
+    "annealed-vae": {"capacity_steps": 5},
+    "beta-tcvae": {"network": "mlp", "hidden": 16},
+    "vib": {"hidden": 16, "average": 0.9, "decay": 0.5, "decay_steps": 2},
+    "information-dropout": {"width": 4},
+}
 
 
 @pytest.fixture(autouse=True)
 def fast_memory() -> None:
     torch.use_deterministic_algorithms(False)
+
+
+def _config(model: str, **values: Any) -> Config:
+    return Config.of({"model": model, **TINY, **MODELS[model], **values})
+
+
+def _flags(model: str, **values: Any) -> list[str]:
+    return [f"--{key}={value}" for key, value in (TINY | MODELS[model] | values).items()]
+
+
+def _digest(folder: Path) -> str:
+    content = torch.load(folder / checkpoints.NAME, weights_only=True)
+    digest: str = content["sha256"]
+    return digest
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in logs.read(folder / logs.NAME)]
+
+
+# What a run does.
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_in_parts_is_a_run(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = train.run(_config(model), tmp_path / "whole")
+    for steps in (1, 3, 6):
+        train.run(_config(model, steps=steps, log_every=2 if steps == 6 else 1), tmp_path / "parts")
+    assert whole.steps == 6
+    whole_, parts = (checkpoints.load(tmp_path / name / checkpoints.NAME) for name in ("whole", "parts"))
+    assert whole_.config.steps == parts.config.steps == whole_.step == 6
+    for state in ("model", "optimiser", "average"):
+        assert list(checkpoints._bytes(getattr(whole_, state))) == list(checkpoints._bytes(getattr(parts, state)))
+    every = {row["step"]: row for row in _log(tmp_path / "parts")}
+    assert [every[row["step"]] for row in _log(tmp_path / "whole")] == _log(tmp_path / "whole")
+    assert [row["step"] for row in _log(tmp_path / "whole")] == [2, 4, 6]
+
+
+def test_a_seed_decides_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_rng_state()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(3)
+        train.run(_config("beta-vae", seed=seed), tmp_path / name)
+    assert _digest(tmp_path / "a") == _digest(tmp_path / "b") != _digest(tmp_path / "c")
+    torch.set_rng_state(before)
+    train.run(_config("beta-vae"), tmp_path / "d")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_image_once_an_epoch() -> None:
+    order = train.Order(10, 4, seed=0)
+    seen = torch.cat([order.indices(step) for step in range(5)])
+    first, second = seen.split(10)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10)) and first.tolist() != second.tolist()
+    assert torch.equal(train.Order(10, 4, seed=0).indices(3), order.indices(3))
+    assert not torch.equal(train.Order(10, 4, seed=1).indices(3), order.indices(3))
+    assert sorted(train.Order(3, 7, seed=0).indices(0).tolist()) != sorted(
+        train.Order(3, 7, seed=0).indices(1).tolist()
+    )
+
+
+def test_it_learns_what_the_formula_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(
+        _config("beta-vae", steps=200, batch=64, learning_rate=3e-3, log_every=1, network="mlp", hidden=32), tmp_path
+    )
+    losses = [row["loss"] for row in _log(tmp_path)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    row = _log(tmp_path)[-1]
+    assert row["loss"] == pytest.approx(row["reconstruction"] + 4 * row["kl"], rel=1e-6)
+    assert sum(row[f"kl_{i}"] for i in range(1, 11)) > 0
+
+
+def test_learning_rate_and_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _config("vib")
+    assert [config.learning_rate_at(step) for step in range(5)] == [5e-4, 5e-4, 2.5e-4, 2.5e-4, 1.25e-4]
+    train.run(config, tmp_path)
+    kept = checkpoints.load(tmp_path / checkpoints.NAME)
+    assert kept.optimiser["param_groups"][0]["lr"] == 1.25e-4
+    assert kept.average is not None
+    expected = torch.zeros(())
+    for step in range(6):
+        train.run(_config("vib", steps=step + 1), tmp_path / "steps")
+        weight = checkpoints.load(tmp_path / "steps" / checkpoints.NAME).model["decoder.weight"]
+        expected = weight if step == 0 else 0.9 * expected + 0.1 * weight
+    torch.testing.assert_close(kept.average["decoder.weight"], expected)
+    model = checkpoints.trained_model(kept)
+    assert torch.equal(model.state_dict()["decoder.weight"], kept.average["decoder.weight"])
+
+
+def test_the_report_names_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "vib", *_flags("vib", tensorboard="true"), f"--output={tmp_path}"]) == 0
+    said = {Path(line.removeprefix("Wrote ")) for line in capsys.readouterr().out.splitlines() if "Wrote" in line}
+    assert said == set(tmp_path.iterdir()) and len(said) == 4
+    repeated = Config.of(configs.read(tmp_path / train.CONFIG))
+    assert repeated == _config("vib", tensorboard=True)
+
+
+def test_tensorboard_has_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train.run(_config("vib", tensorboard=True), tmp_path)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in _log(tmp_path)]
+
+
+def test_rows_of_a_lost_part_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(_config("vib", steps=4), tmp_path / "a")
+    train.run(_config("vib"), tmp_path / "b")
+    path = tmp_path / "a" / logs.NAME
+    path.write_text(path.read_text() + (tmp_path / "b" / logs.NAME).read_text().splitlines()[3] + "\n8,1")  # cut short
+    train.run(_config("vib"), tmp_path / "a")
+    assert _log(tmp_path / "a") == _log(tmp_path / "b")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_presets(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"quick", "paper"} <= set(configs.presets(model))
+    for name in configs.presets(model):
+        Config.of(configs.presets(model)[name])
+    arguments = ["--preset=quick", "--steps=2", "--batch=4", f"--output={tmp_path}"]
+    assert cli.main(["train", model, *arguments]) == 0
+    assert checkpoints.load(tmp_path / checkpoints.NAME).step == 2
+
+
+# Ends.
+
+
+def _start(model: str, folder: Path, **values: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fastib", "train", model, *_flags(model, **values), f"--output={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for(condition: Any) -> None:
+    end = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_ends_with_the_same_weights(
+    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"steps": 100_000, "save_every": 7, "log_every": 5, "network": "mlp", "hidden": 16}
+    with _start("beta-vae", tmp_path / "killed", **values) as process:
+        _wait_for((tmp_path / "killed" / checkpoints.NAME).exists)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    step = checkpoints.load(tmp_path / "killed" / checkpoints.NAME).step
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL and step % 7 == 0
+    else:
+        assert process.returncode == 130, errors
+        assert f"after {step} of 100000 steps: the same command goes on" in output
+        assert _log(tmp_path / "killed")[-1]["step"] == step - step % 5
+    for name in ("killed", "whole"):
+        train.run(_config("beta-vae", **(values | {"steps": step + 20})), tmp_path / name)
+    assert _digest(tmp_path / "killed") == _digest(tmp_path / "whole")
+    assert _log(tmp_path / "killed") == _log(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(_config("beta-vae", steps=4, network="mlp", hidden=16), tmp_path)
+    before = _digest(tmp_path)
+    content = checkpoints.load(tmp_path / checkpoints.NAME)
+    content.model["network.encoder.1.bias"].fill_(torch.nan)
+    checkpoints.save(content, tmp_path / checkpoints.NAME)
+    arguments = _flags("beta-vae", network="mlp", hidden=16)
+    assert cli.main(["train", "beta-vae", *arguments, f"--output={tmp_path}"]) == 2
+    assert "the loss is nan in step 6: try a lower learning_rate" in capsys.readouterr().err
+    assert checkpoints.load(tmp_path / checkpoints.NAME).step == 4 and _digest(tmp_path) != before
+
+
+# Checkpoints.
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    train.run(_config("vib"), tmp_path)
+    return tmp_path / checkpoints.NAME
+
+
+def _edited(path: Path, edit: Any) -> None:
+    content = torch.load(path, weights_only=True)
+    edit(content)
+    torch.save(content, path)
+
+
+EDITS = {
+    "a weight": lambda c: c["model"]["decoder.bias"].add_(1e-6),
+    "a name": lambda c: c["model"].update(other=c["model"].pop("decoder.bias")),
+    "the step": lambda c: c.update(step=5),
+    "the configuration": lambda c: c["config"].update(beta=0.5),
+    "a moment": lambda c: c["optimiser"]["state"][0]["exp_avg"].zero_(),
+    "the digest": lambda c: c.pop("sha256"),
+    "a dtype": lambda c: c["model"].update({"decoder.bias": c["model"]["decoder.bias"].double()}),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_checkpoint_that_was_edited_is_refused(edit: Any, checkpoint: Path) -> None:
+    checkpoints.load(checkpoint)
+    _edited(checkpoint, edit)
+    with pytest.raises(ValueError, match="checkpoint must be as it was written, got .*checkpoint.pt"):
+        checkpoints.load(checkpoint)
+
+
+def test_a_checkpoint_that_was_cut_or_flipped_is_refused(checkpoint: Path) -> None:
+    whole = checkpoint.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        checkpoint.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="checkpoint must be a file of torch.save, got .*checkpoint.pt"):
+            checkpoints.load(checkpoint)
+    middle = whole.index(b"decoder.weight")  # among what is pickled
+    for at in (middle, len(whole) // 2):
+        checkpoint.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="checkpoint must be .*checkpoint.pt"):
+            checkpoints.load(checkpoint)
+    checkpoint.write_bytes(whole)
+    checkpoints.load(checkpoint)
+
+
+def test_other_files_are_no_checkpoints(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint must be a file, got .*missing"):
+        checkpoints.load(tmp_path / "missing")
+    torch.save({"mu": torch.zeros(2)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="checkpoint must be one of python -m fastib train, got .*other"):
+        checkpoints.load(tmp_path / "other")
+    _edited(checkpoint, lambda c: c.update(fastib=2))
+    with pytest.raises(ValueError, match="checkpoint must be of format 1, got .* of format 2"):
+        checkpoints.load(checkpoint)
+
+
+def test_a_checkpoint_is_never_half_written(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, content = checkpoint.read_bytes(), checkpoints.load(checkpoint)
+
+    def full(content: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(_files.torch, "save", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoints.save(content, checkpoint)
+    assert checkpoint.read_bytes() == kept and not checkpoint.with_name("checkpoint.pt.new").exists()
+
+
+# What is refused: before anything is written, naming the key.
+
+BAD = {
+    "unknown key": (["--betta=3"], "--betta must be a key of vib, one of model, dataset"),
+    "no key": (["steps=3"], "steps must be a key of vib"),
+    "key of another model": (["--estimator=mss"], "--estimator must be a key of vib"),
+    "no value": (["--steps"], "steps must be given a value"),
+    "not an integer": (["--steps=2.5"], "steps must be an integer, got '2.5'"),
+    "not a number": (["--beta=much"], "beta must be a number, got 'much'"),
+    "not a flag": (["--tensorboard=maybe"], "tensorboard must be true or false, got 'maybe'"),
+    "too few steps": (["--steps=0"], "steps must be at least 1, got 0"),
+    "negative seed": (["--seed=-1"], "seed must be at least 0, got -1"),
+    "infinite rate": (["--learning-rate=inf"], "learning_rate must be a finite number of at least 0, got inf"),
+    "average of 1": (["--average=1"], "average must be below 1, got 1.0"),
+    "bad option": (["--beta=-1"], "beta must be a finite number of at least 0, got -1.0"),
+    "unknown data": (["--dataset=cifar"], "dataset must be one of 'sprites', 'sprites-32', 'digits'"),
+    "missing data": (["--dataset=mnist", "--data=nowhere"], "data must be the folder of the files of mnist, got 'now"),
+    "unknown preset": (["--preset=best"], "preset must be one of 'quick', 'paper', got 'best'"),
+    "missing file": (["--config=nowhere.toml"], "config must be a file of text, got nowhere.toml: FileNotFoundError"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD.values(), ids=BAD)
+def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "vib", "--dataset=digits", *flags, f"--output={tmp_path / 'new'}"]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+BAD_FILES = {
+    "unknown key": ("betta = 3", "betta must be a key of vib"),
+    "wrong type": ('steps = "3"', "steps must be an integer, got '3'"),
+    "number for a flag": ("tensorboard = 1", "tensorboard must be true or false, got 1"),
+    "flag for a number": ("steps = true", "steps must be an integer, got True"),
+    "fraction for an integer": ("steps = 3.0", "steps must be an integer, got 3.0"),
+    "a table": ("[steps]\na = 1", "steps must be an integer, got {'a': 1}"),
+    "no TOML": ("steps 3", "config must be a TOML file, got"),
+    "another model": ('model = "beta-vae"', "model must be that of"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    arguments = ["--dataset=digits", f"--config={tmp_path / 'bad.toml'}", f"--output={tmp_path / 'new'}"]
+    assert cli.main(["train", "vib", *arguments]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_flags_override_a_file_that_overrides_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("steps = 7\nbatch = 8\nbeta = 1")
+    config = configs.of_command("vib", "quick", tmp_path / "mine.toml", ["--batch", "16", "--latent-dim=3"])
+    assert (config.dataset, config.steps, config.batch) == ("digits", 7, 16)
+    assert config.options == {"hidden": 256, "latent_dim": 3, "beta": 1.0}
+    assert Config.of(config.values()) == config
+
+
+def test_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "gan"]) == 2
+    assert "model must be one of 'beta-vae', 'annealed-vae'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="model must be given, one of beta-vae"):
+        Config.of({"steps": 3})
+
+
+def test_a_folder_with_another_run(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = checkpoint.read_bytes()
+    for flags, message in (
+        ({"seed": 1}, f"seed must be that of the run in {checkpoint.parent}, 0, got 1"),
+        ({"beta": 0.5}, f"beta must be that of the run in {checkpoint.parent}"),
+        ({"steps": 3}, f"steps must be at least those of the run in {checkpoint.parent}, 6, got 3"),
+    ):
+        assert cli.main(["train", "vib", *_flags("vib", **flags), f"--output={checkpoint.parent}"]) == 2
+        assert message in capsys.readouterr().err
+    checkpoint.write_bytes(kept[:100])
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={checkpoint.parent}"]) == 2
+    assert f"checkpoint must be a file of torch.save, got {checkpoint}" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == kept[:100]
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    usage = train.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
+    assert "output must be on a disk with 1 MiB left, got" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "beta-tcvae", f"--output={tmp_path / 'file'}"])
+    assert "argument --output: must be a folder" in capsys.readouterr().err
+
+
+# Several ranks.
 
 
 def _torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,36 +390,41 @@ def _torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_ranks_train_what_one_does(ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["beta-tcvae", f"--steps={STEPS}", f"--batch={BATCH}"]
-    assert cli.main(["train", *arguments, f"--output={tmp_path / 'one'}"]) == 0
+    flags = [f"--{key}={value}" for key, value in (TINY | {"steps": 3}).items()]
+    assert cli.main(["train", "beta-tcvae", *flags, f"--output={tmp_path / 'one'}"]) == 0
     said = capsys.readouterr().out
-    result = _torchrun(ranks, *arguments, f"--output={tmp_path / 'several'}")
+    result = _torchrun(ranks, "beta-tcvae", *flags, f"--output={tmp_path / 'several'}")
     assert result.returncode == 0, result.stderr
     assert "Trained on 1 rank." in said and f"Trained on {ranks} ranks." in result.stdout
-    assert str(tmp_path / "several" / "model.pt") in result.stdout and "Warning: `torch" not in result.stderr
-    one, several = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("one", "several"))
-    assert one["latent_dim"] == several["latent_dim"]
-    for name, weight in one["state_dict"].items():
+    assert str(tmp_path / "several" / checkpoints.NAME) in result.stdout and "Warning: `torch" not in result.stderr
+    one, several = (checkpoints.load(tmp_path / name / checkpoints.NAME) for name in ("one", "several"))
+    for name, weight in one.model.items():
         # Adam divides a gradient by its size, so that a step is of 5e-4 whatever little is left of it.
-        torch.testing.assert_close(several["state_dict"][name], weight, rtol=0, atol=2e-4)
+        torch.testing.assert_close(several.model[name], weight, rtol=0, atol=2e-4)
+    for row, other in zip(_log(tmp_path / "one"), _log(tmp_path / "several"), strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
-def test_losses_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    losses = train.run(STEPS, batch=BATCH, output=tmp_path / "new" / "folder")
-    assert len(losses) == STEPS and losses == train.run(STEPS, batch=BATCH, output=tmp_path)
-    assert losses != train.run(STEPS, batch=BATCH, output=tmp_path, seed=1)
+def test_several_ranks_go_on(tmp_path: Path) -> None:
+    for steps in (2, 4):
+        result = _torchrun(2, "beta-tcvae", *_flags("beta-tcvae", steps=steps), f"--output={tmp_path / 'parts'}")
+        assert result.returncode == 0, result.stderr
+    assert _torchrun(2, "beta-tcvae", *_flags("beta-tcvae", steps=4), f"--output={tmp_path / 'whole'}").returncode == 0
+    assert _digest(tmp_path / "parts") == _digest(tmp_path / "whole")
 
 
-def test_a_batch_with_too_few_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = _torchrun(3, "beta-tcvae", "--batch=2", f"--output={tmp_path / 'new'}")
+def test_what_several_ranks_cannot_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = _torchrun(3, "beta-tcvae", "--dataset=digits", "--batch=2", f"--output={tmp_path / 'new'}")
     assert result.returncode != 0 and not (tmp_path / "new").exists()
     assert "batch must have an image for each of the 3 ranks, got 2" in result.stderr
-    assert cli.main(["train", "beta-tcvae", "--batch=1", f"--output={tmp_path / 'new'}"]) == 2
+    result = _torchrun(2, "vib", "--dataset=digits", f"--output={tmp_path / 'new'}")
+    assert "model must be beta-tcvae on several ranks, got vib" in result.stderr
+    assert cli.main(["train", "beta-tcvae", "--dataset=digits", "--batch=1", f"--output={tmp_path / 'new'}"]) == 2
     assert "batch must be at least 2, got 1" in capsys.readouterr().err
 
 
-def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["train", "beta-tcvae", f"--output={tmp_path / 'file'}"])
-    assert "argument --output: must be a folder" in capsys.readouterr().err
+def test_the_log_is_a_csv(checkpoint: Path) -> None:
+    with (checkpoint.parent / logs.NAME).open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "seconds", "loss", "cross_entropy", "information"]
+    assert [row["step"] for row in rows] == ["2", "4", "6"]

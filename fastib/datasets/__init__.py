@@ -1,5 +1,8 @@
-"""Data sets that are computed, not downloaded."""
+"""Data sets of images that are labelled by their factors: computed, or read from files that are there. None downloads."""
 
+from fastib.datasets._images import FactoredImages
+from fastib.datasets.labelled import LabelledImages, digits, mnist
+from fastib.datasets.nuisances import Cluttered, Occluded
 from fastib.datasets.sprites import Sprites
 
-__all__ = ["Sprites"]
+__all__ = ["Cluttered", "FactoredImages", "LabelledImages", "Occluded", "Sprites", "digits", "mnist"]

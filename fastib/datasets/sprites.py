@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from fastib._arguments import check_integer
+from fastib.datasets._images import FactoredImages, check_range, integers
 
 CANVAS = 64
+SIZES = (64, 32)
 POSITIONS = 32  # a pixel apart, so that moving a sprite is moving a window over it
 RADIUS = 16  # of the largest sprite, with the pixel that its edge may blur: what the positions leave free on all sides
 HALF_SIDE = 11.0  # of the largest square, whose corners are the points farthest from the centre of any sprite
@@ -29,7 +32,7 @@ def _heart(u: Tensor, v: Tensor) -> Tensor:
     return (u**2 + v**2 - 1) ** 3 < u**2 * v**3
 
 
-class Sprites(Dataset[Tensor]):
+class Sprites(FactoredImages):
     """737 280 images of a white sprite on black, one for each combination of five factors::
 
         shape        3   square, ellipse, heart
@@ -41,7 +44,15 @@ class Sprites(Dataset[Tensor]):
     in row-major order: y changes fastest. Nothing is stored but the 720 sprites, each rendered once in the middle of a
     black field (26 MB, a fraction of a second): an image is the window of that field that puts the sprite in its place.
 
-    Images are float32 [1, 64, 64] in [0, 1], edges smoothed over a pixel. All sprites are inside, whole.
+    Images are float32 [1, size, size] in [0, 1], edges smoothed over a pixel. All sprites are inside, whole. A sample is
+    an image alone, without its factors.
+
+    Args:
+        size: 64, or 32 for images whose pixels are the means of 2 x 2 of those: a position is then half a pixel.
+
+    Raises:
+        TypeError: if `size` is not an integer.
+        ValueError: if it is neither 64 nor 32.
 
     Source: Matthey et al. 2017, "dSprites: Disentanglement testing sprites dataset", whose factors these are.
 
@@ -57,42 +68,33 @@ class Sprites(Dataset[Tensor]):
     factor_names = ("shape", "scale", "orientation", "x", "y")
     factor_sizes = (3, 6, 40, POSITIONS, POSITIONS)
 
-    def __init__(self) -> None:
-        field = F.pad(_render_sprites(), [POSITIONS - 1] * 4)
-        self._windows = field.unfold(1, CANVAS, 1).unfold(2, CANVAS, 1)  # a view: [sprite, row, column, 64, 64]
+    def __init__(self, size: int = CANVAS) -> None:
+        check_integer("size", size, 1)
+        if size not in SIZES:
+            raise ValueError(f"size must be {' or '.join(map(str, SIZES))}, got {size}")
+        step = CANVAS // size
+        field = F.avg_pool2d(F.pad(_render_sprites(), [POSITIONS - 1] * 4), step, stride=1)
+        windows = field.unfold(1, CANVAS - step + 1, 1).unfold(2, CANVAS - step + 1, 1)
+        self._windows = windows[..., ::step, ::step]  # a view: [sprite, row, column, size, size]
+        self.image_shape = (1, size, size)
 
     def __len__(self) -> int:
         return math.prod(self.factor_sizes)
 
     def __getitem__(self, index: int) -> Tensor:
+        """An image: a tensor [1, size, size]."""
         return self.images([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
         """A batch at once, for `torch.utils.data.DataLoader`."""
         return list(self.images(indices))
 
-    def images(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """The images at `indices` [n], in [0, len): float32 [n, 1, 64, 64].
-
-        Raises:
-            IndexError: for an index out of range.
-            ValueError: if `indices` are not integers, or not of one dimension.
-        """
-        shape, scale, orientation, x, y = self.factors(indices).unbind(1)
+    def _images(self, indices: Tensor) -> Tensor:
+        shape, scale, orientation, x, y = self._factors(indices).unbind(1)
         sprite = (shape * self.factor_sizes[1] + scale) * self.factor_sizes[2] + orientation
         return self._windows[sprite, POSITIONS - 1 - y, POSITIONS - 1 - x].unsqueeze(1)
 
-    def factors(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """The factors of the images at `indices` [n], in the order of `factor_names`: int64 [n, 5].
-
-        Raises:
-            IndexError: for an index out of range.
-            ValueError: if `indices` are not integers, or not of one dimension.
-        """
-        indices = _integers("indices", indices)
-        if indices.dim() != 1:
-            raise ValueError(f"indices must have one dimension, got shape {tuple(indices.shape)}")
-        _check_range("indices", indices, len(self))
+    def _factors(self, indices: Tensor) -> Tensor:
         return torch.stack(torch.unravel_index(indices, self.factor_sizes), dim=1)
 
     def index(self, factors: Tensor | Sequence[Sequence[int]]) -> Tensor:
@@ -102,12 +104,12 @@ class Sprites(Dataset[Tensor]):
             IndexError: for a factor out of range.
             ValueError: if `factors` are not integers, or not of shape [n, 5].
         """
-        factors = _integers("factors", factors)
+        factors = integers("factors", factors)
         if factors.dim() != 2 or factors.shape[1] != len(self.factor_sizes):
             raise ValueError(f"factors must have shape (n, {len(self.factor_sizes)}), got {tuple(factors.shape)}")
         index = factors.new_zeros(len(factors))
         for name, size, values in zip(self.factor_names, self.factor_sizes, factors.unbind(1), strict=True):
-            _check_range(f"factors: {name}", values, size)
+            check_range(f"factors: {name}", values, size)
             index = index * size + values
         return index
 
@@ -124,16 +126,3 @@ def _render_sprites() -> Tensor:
     v = (torch.cos(angle) * up - torch.sin(angle) * right) / size
     inside = torch.stack([shape(u, v) for shape in (_square, _ellipse, _heart)])
     return F.avg_pool2d(inside.flatten(0, 2).float(), SUBPIXELS)
-
-
-def _integers(name: str, values: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-    tensor = torch.as_tensor(values)
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, got {tensor.dtype}")
-    return tensor.long()
-
-
-def _check_range(name: str, values: Tensor, size: int) -> None:
-    wrong = values[(values < 0) | (values >= size)]
-    if len(wrong) > 0:
-        raise IndexError(f"{name} must be in [0, {size}), got {wrong[0].item()}")

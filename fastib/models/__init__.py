@@ -1,5 +1,22 @@
-"""Models to train with the losses. The losses are not in them."""
+"""Models to train with the losses: one file reads as one paper."""
 
-from fastib.models.vae import ConvVAE
+from fastib.models.annealed_vae import AnnealedVAE
+from fastib.models.beta_tcvae import BetaTCVAE
+from fastib.models.beta_vae import BetaVAE
+from fastib.models.classifier import Classifier, ClassifierTerms
+from fastib.models.information_dropout import AllCNN
+from fastib.models.vae import MLPVAE, VAE, ConvVAE
+from fastib.models.vib import VIB
 
-__all__ = ["ConvVAE"]
+__all__ = [
+    "MLPVAE",
+    "VAE",
+    "VIB",
+    "AllCNN",
+    "AnnealedVAE",
+    "BetaTCVAE",
+    "BetaVAE",
+    "Classifier",
+    "ClassifierTerms",
+    "ConvVAE",
+]

@@ -1,12 +1,19 @@
-"""The convolutional variational autoencoder for 64 x 64 images."""
+"""The networks of the variational autoencoders, and what these models have in common."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+from fastib import functional
+from fastib._arguments import check_choice, check_integer
 
 
 class ConvVAE(nn.Module):
-    """Encoder and decoder of the beta-VAE for 64 x 64 images of one channel; the loss is up to you::
+    """Encoder and decoder of the beta-VAE, by convolutions that halve the image until it is 4 pixels wide, or odd; the
+    loss is up to you::
 
         mu, logvar = model.encode(images)
         z, kl = fastib.reparameterize_with_kl(mu, logvar)
@@ -14,6 +21,10 @@ class ConvVAE(nn.Module):
 
     Args:
         latent_dim: the number of dimensions of the latent code.
+        image_shape: channels, height and width of the images. Height and width are even, and at least 8.
+
+    Raises:
+        ValueError: for images that can't be halved.
 
     The paper's ReLUs are SiLUs here. A ReLU's derivative jumps, so two trainings that differ in the last bit of one
     number part within a hundred steps; with a smooth activation they stay together, and it learns faster.
@@ -28,19 +39,18 @@ class ConvVAE(nn.Module):
     (torch.Size([8, 10]), torch.Size([8, 1, 64, 64]))
     """
 
-    def __init__(self, latent_dim: int = 10) -> None:
+    def __init__(self, latent_dim: int = 10, image_shape: tuple[int, int, int] = (1, 64, 64)) -> None:
         super().__init__()
+        check_integer("latent_dim", latent_dim, 1)
+        channels, height, width = image_shape
+        halvings = _halvings(height, width)
+        height, width = height >> halvings, width >> halvings
+        down = [_halving(nn.Conv2d, channels if i == 0 else 32, 32) for i in range(halvings)]
+        up = [_halving(nn.ConvTranspose2d, 32, channels if i == 0 else 32) for i in reversed(range(halvings))]
         self.encoder = nn.Sequential(
-            nn.Conv2d(1, 32, kernel_size=4, stride=2, padding=1),  # 64 x 64 to 32 x 32
-            nn.SiLU(),
-            nn.Conv2d(32, 32, kernel_size=4, stride=2, padding=1),  # 16 x 16
-            nn.SiLU(),
-            nn.Conv2d(32, 32, kernel_size=4, stride=2, padding=1),  # 8 x 8
-            nn.SiLU(),
-            nn.Conv2d(32, 32, kernel_size=4, stride=2, padding=1),  # 4 x 4
-            nn.SiLU(),
+            *(layer for halving in down for layer in (halving, nn.SiLU())),
             nn.Flatten(),
-            nn.Linear(32 * 4 * 4, 256),
+            nn.Linear(32 * height * width, 256),
             nn.SiLU(),
             nn.Linear(256, 256),
             nn.SiLU(),
@@ -51,30 +61,133 @@ class ConvVAE(nn.Module):
             nn.SiLU(),
             nn.Linear(256, 256),
             nn.SiLU(),
-            nn.Linear(256, 32 * 4 * 4),
-            nn.SiLU(),
-            nn.Unflatten(1, (32, 4, 4)),
-            nn.ConvTranspose2d(32, 32, kernel_size=4, stride=2, padding=1),  # 8 x 8
-            nn.SiLU(),
-            nn.ConvTranspose2d(32, 32, kernel_size=4, stride=2, padding=1),  # 16 x 16
-            nn.SiLU(),
-            nn.ConvTranspose2d(32, 32, kernel_size=4, stride=2, padding=1),  # 32 x 32
-            nn.SiLU(),
-            nn.ConvTranspose2d(32, 1, kernel_size=4, stride=2, padding=1),  # 64 x 64
+            nn.Linear(256, 32 * height * width),
+            nn.Unflatten(1, (32, height, width)),
+            *(layer for doubling in up for layer in (nn.SiLU(), doubling)),
         )
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-                # PyTorch's own initialisation shrinks the signal in every layer. After fourteen the code says nothing
-                # of the image, and it takes Adam hundreds of steps to find that it could.
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        keep_the_signal(self)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and logarithms of the variances of the posteriors of images [B, 1, 64, 64]: two of [B, latent_dim]."""
+        """Means and logarithms of the variances of the posteriors of images [B, C, H, W]: two of [B, latent_dim]."""
         mu, logvar = self.encoder(x).chunk(2, dim=-1)
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:
-        """The logits of the pixels that codes [B, latent_dim] stand for: [B, 1, 64, 64]."""
+        """The logits of the pixels that codes [B, latent_dim] stand for: [B, C, H, W]."""
         logits: Tensor = self.decoder(z)
         return logits
+
+
+def _halvings(height: int, width: int) -> int:
+    """How often an image is halved: until a side is 4 pixels or fewer, or odd."""
+    count = 0
+    while min(height, width) >> count > 4 and (height >> count) % 2 == 0 and (width >> count) % 2 == 0:
+        count += 1
+    if count == 0:
+        raise ValueError(f"image_shape must have an even height and width of at least 6, got {height} x {width}")
+    return count
+
+
+def _halving(kind: Any, inputs: int, outputs: int) -> nn.Module:
+    layer: nn.Module = kind(inputs, outputs, kernel_size=4, stride=2, padding=1)
+    return layer
+
+
+def keep_the_signal(model: nn.Module) -> None:
+    """Initialises the layers. PyTorch's own initialisation shrinks the signal in every layer: after fourteen the code
+    says nothing of the image, and it takes Adam hundreds of steps to find that it could."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class MLPVAE(nn.Module):
+    """Encoder and decoder of two hidden layers each, used as `ConvVAE` is.
+
+    Args:
+        latent_dim: the number of dimensions of the latent code.
+        image_shape: channels, height and width of the images.
+        hidden: the width of the hidden layers; 1200 in the paper.
+
+    Source: Higgins et al. 2017, "beta-VAE", table 1 (2D shapes), with SiLUs as in `ConvVAE`.
+
+    >>> import torch
+    >>> from fastib.models import MLPVAE
+    >>> model = MLPVAE(latent_dim=10, image_shape=(1, 8, 8), hidden=32)
+    >>> mu, logvar = model.encode(torch.zeros(4, 1, 8, 8))
+    >>> mu.shape, model.decode(mu).shape
+    (torch.Size([4, 10]), torch.Size([4, 1, 8, 8]))
+    """
+
+    def __init__(
+        self, latent_dim: int = 10, image_shape: tuple[int, int, int] = (1, 64, 64), hidden: int = 1200
+    ) -> None:
+        super().__init__()
+        check_integer("latent_dim", latent_dim, 1)
+        check_integer("hidden", hidden, 1)
+        pixels = image_shape[0] * image_shape[1] * image_shape[2]
+        self.encoder = nn.Sequential(nn.Flatten(), *_mlp(pixels, hidden, 2 * latent_dim))
+        self.decoder = nn.Sequential(*_mlp(latent_dim, hidden, pixels), nn.Unflatten(1, image_shape))
+        keep_the_signal(self)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and logarithms of the variances of the posteriors of images [B, C, H, W]: two of [B, latent_dim]."""
+        mu, logvar = self.encoder(x).chunk(2, dim=-1)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The logits of the pixels that codes [B, latent_dim] stand for: [B, C, H, W]."""
+        logits: Tensor = self.decoder(z)
+        return logits
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> list[nn.Module]:
+    first, second, last = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)
+    return [first, nn.SiLU(), second, nn.SiLU(), last]
+
+
+_NETWORKS = {"conv": ConvVAE, "mlp": MLPVAE}
+
+
+class VAE(nn.Module):
+    """A network and the loss that it is trained with; each subclass is one paper's.
+
+    Call it with images [B, C, H, W] in [0, 1] for the terms of the loss, then `step()` after each step of the optimiser.
+
+    Args:
+        image_shape: channels, height and width of the images.
+        network: "conv" for `ConvVAE`, or "mlp" for `MLPVAE`.
+        latent_dim: the number of dimensions of the latent code.
+        hidden: the width of the hidden layers of the "mlp".
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
+    """
+
+    criterion: Any
+
+    def __init__(self, image_shape: tuple[int, int, int], network: str, latent_dim: int, hidden: int) -> None:
+        super().__init__()
+        check_choice("network", network, tuple(_NETWORKS))
+        options = {"hidden": hidden} if network == "mlp" else {}
+        self.latent_dim = latent_dim
+        self.network: ConvVAE | MLPVAE = _NETWORKS[network](latent_dim, image_shape, **options)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and logarithms of the variances of the posteriors: two of [B, latent_dim]."""
+        return self.network.encode(images)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The means of the images that codes [B, latent_dim] stand for, in [0, 1]: [B, C, H, W]."""
+        output = self.network.decode(z)
+        return torch.sigmoid(output) if self.criterion.likelihood == "bernoulli" else output
+
+    def kl_of_dimensions(self, images: Tensor) -> Tensor:
+        """The KL of each latent dimension in nats, mean of the batch: [latent_dim]."""
+        return functional.gaussian_kl(*self.encode(images), reduction="none").mean(0)
+
+    def step(self) -> None:
+        """Advances the schedules of the loss by one step of the optimiser."""
+        self.criterion.step()

@@ -1,4 +1,4 @@
-"""What a trained model is measured by, over a whole data set and without gradients."""
+"""The KL of a VAE in its three parts, of a whole data set: exact."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class _Decomposition:
             call["samples"] = len(dataset) if hasattr(dataset, "__len__") else None
             saved = _load(path, call)
             if saved is None:
-                work = cls._of(_encoded(encoder, dataset, progress), call, path)
+                work = cls._of(encoded(encoder, dataset, progress), call, path)
                 work.save()
                 return work
             z, mu, logvar = saved["posteriors"]
@@ -221,7 +221,7 @@ def _given(posteriors: Any) -> Posteriors:
     return tuple(posteriors)
 
 
-def _encoded(encoder: Encoder, dataset: Any, progress: bool) -> Posteriors:
+def encoded(encoder: Encoder, dataset: Any, progress: bool) -> Posteriors:
     """The posteriors of a whole data set."""
     module = encoder if isinstance(encoder, nn.Module) else getattr(encoder, "__self__", None)
     if not isinstance(module, nn.Module):

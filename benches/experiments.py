@@ -1,0 +1,177 @@
+"""The models of the papers, trained on this class of machine: `python -m benches.experiments [NAME ...]`.
+
+Each run is a command of its own, `python -m fastib train` and `evaluate`, on one thread, so many side by side as the
+machine has cores. A finished run is a line of `results/experiments.jsonl`; those that are there are not made again, and
+one that was stopped goes on. Failures are lines, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastib
+from benches import provenance
+from benches.estimators import column_weights
+from fastib import checkpoints, configs, evaluate, train
+from fastib.configs import Config
+from fastib.losses import BetaTCVAETerms
+from fastib.models import BetaTCVAE
+
+RESULTS, NAME = Path(__file__).parent / "results", "experiments.jsonl"
+FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist has it
+
+Values = dict[str, Any]
+
+
+class Experiment(NamedTuple):
+    """Configurations, each to be run with so many seeds."""
+
+    runs: list[Values]
+    seeds: int
+
+
+class ColumnTCVAE(BetaTCVAE):
+    """The beta-TCVAE of several well-known libraries, whose weights meant for the diagonal lie in the first column."""
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> BetaTCVAETerms:
+        mu, logvar = self.encode(images)
+        z = fastib.reparameterize(mu, logvar, noise=noise)
+        log_weights = column_weights(self.criterion.dataset_size, len(z)).log()
+        log_qz, log_qz_d = fastib.aggregate_posterior(z, mu, logvar, log_weights=log_weights)
+        log_qz_x = torch.distributions.Normal(mu, torch.exp(logvar / 2)).log_prob(z).sum(1)
+        log_pz = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+        mi, tc, kl = (log_qz_x - log_qz).mean(), (log_qz - log_qz_d.sum(1)).mean(), (log_qz_d.sum(1) - log_pz).mean()
+        reconstruction = self.criterion._reconstruction(self.network.decode(z), images)
+        loss = reconstruction + self.criterion.alpha * mi + self.criterion.beta * tc + self.criterion.gamma * kl
+        return BetaTCVAETerms(loss, *(term.detach() for term in (reconstruction, mi, tc, kl)))
+
+
+_SPRITES = {"dataset": "sprites-32", "network": "mlp", "hidden": 400, "learning_rate": 1e-3, "log_every": 250}
+_SWEEP = _SPRITES | {"batch": 128, "steps": 20_000}
+_LARGE_BATCH = _SPRITES | {"batch": 512, "steps": 25_000}
+_VIB = {"model": "vib", "learning_rate": 5e-4, "decay": 0.97, "average": 0.999, "log_every": 500}
+_FASHION = {"dataset": "fashion-mnist", "data": FASHION, "hidden": 512, "latent_dim": 64, "batch": 100}
+_DIGITS = {"dataset": "digits", "hidden": 256, "latent_dim": 32, "batch": 100}
+_CNN = {"model": "information-dropout", "dataset": "occluded", "data": FASHION, "width": 16, "batch": 64}
+_CNN |= {"steps": 4000, "learning_rate": 2e-3, "decay": 0.1, "decay_steps": 3000, "log_every": 250}
+BETAS_OF_VIB = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+
+EXPERIMENTS = {
+    "beta-vae": Experiment([_SWEEP | {"model": "beta-vae", "beta": beta} for beta in (0.5, 1.0, 2.0, 4.0, 8.0)], 3),
+    "annealed-vae": Experiment(
+        [_SWEEP | {"model": "annealed-vae", "gamma": 100.0, "capacity": 15.0, "capacity_steps": 20_000}], 3
+    ),
+    "beta-tcvae": Experiment(
+        [_LARGE_BATCH | {"model": "beta-tcvae", "beta": 6.0, "estimator": name} for name in ("mss", "mws")]
+        + [_LARGE_BATCH | {"model": "column-tcvae", "beta": 6.0}]
+        + [_LARGE_BATCH | {"model": "beta-vae", "beta": beta} for beta in (2.0, 4.0)],
+        3,
+    ),
+    "vib-digits": Experiment(
+        [_VIB | _DIGITS | {"steps": 5000, "decay_steps": 100, "beta": beta} for beta in BETAS_OF_VIB], 5
+    ),
+    "vib-fashion": Experiment(
+        [_VIB | _FASHION | {"steps": 12_000, "decay_steps": 1200, "beta": beta} for beta in BETAS_OF_VIB], 3
+    ),
+    "information-dropout": Experiment(
+        [
+            *(_CNN | {"noise": "none", "pooling": pooling} for pooling in (False, True)),
+            *(_CNN | {"noise": "dropout", "pooling": pooling} for pooling in (False, True)),
+            *(_CNN | {"noise": "information", "beta": beta} for beta in (1e-5, 1e-4, 1e-3, 1e-2)),
+            _CNN | {"noise": "information", "activation": "softplus", "beta": 1e-4},
+        ],
+        3,
+    ),
+}
+
+
+def runs(name: str) -> Iterator[Values]:
+    """The configurations of an experiment, with their seeds; all of one seed before the next."""
+    experiment = EXPERIMENTS[name]
+    for seed in range(experiment.seeds):
+        for values in experiment.runs:
+            yield values | {"seed": seed}
+
+
+def label(values: Values) -> str:
+    """The name of a run's folder."""
+    said = {k: v for k, v in values.items() if k in ("beta", "estimator", "noise", "activation", "pooling", "seed")}
+    return "-".join([values["model"], *(f"{key}={value}" for key, value in said.items())])
+
+
+def command(values: Values) -> str:
+    """What repeats a run."""
+    if values["model"] == "column-tcvae":
+        return "python -m benches.experiments beta-tcvae"
+    flags = " ".join(f"--{k} {str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items() if k != "model")
+    return f"python -m fastib train {values['model']} {flags}"
+
+
+def make(values: Values, folder: Path) -> None:
+    """Trains and evaluates, in this process."""
+    configs.MODELS["column-tcvae"] = ColumnTCVAE
+    train.run(Config.of(values), folder)
+    evaluate.run(folder / checkpoints.NAME)
+
+
+def start(name: str, values: Values, work: Path, results: Path) -> None:
+    """Makes a run in a process of its own, and writes its line."""
+    folder, started = work / name / label(values), time.monotonic()
+    process = subprocess.run(
+        [sys.executable, "-m", "benches.experiments", "--make", json.dumps(values), "--work", str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    row: Values = {"experiment": name, "config": values, "command": command(values)}
+    row["seconds"] = round(time.monotonic() - started)
+    if process.returncode == 0:
+        row["results"] = json.loads((folder / "evaluation.json").read_text())
+    else:
+        row["failure"] = process.stderr.strip().splitlines()[-1]
+    header = provenance.header()
+    row["origin"] = {key: header[key] for key in ("date", "cpu", "torch", "commit", "dirty")}
+    with results.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"{folder.name}: {row.get('failure', 'done')}, {row['seconds']} s", flush=True)
+
+
+def done(results: Path) -> list[Values]:
+    """The lines that are there."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def main(argv: Sequence[str] | None = None, results: Path = RESULTS / NAME) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benches.experiments", description="Trains the papers' models.")
+    parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, []], metavar="NAME", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--work", type=Path, default=Path("fastib-train"), help="folder of the runs")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side (default: cores)")
+    parser.add_argument("--make", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.make:
+        make(json.loads(arguments.make), arguments.work)
+        return 0
+    made = [(row["experiment"], row["config"]) for row in done(results) if "failure" not in row]
+    wanted = [(name, values) for name in arguments.names or EXPERIMENTS for values in runs(name)]
+    with ThreadPoolExecutor(arguments.workers) as workers:
+        for name, values in wanted:
+            if (name, values) not in made:
+                workers.submit(start, name, values, arguments.work, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

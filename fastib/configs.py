@@ -1,0 +1,202 @@
+"""What a training is told: by a preset, a TOML file, and flags, each of which overrides the one before."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fastib import _files
+from fastib._arguments import check_choice, check_integer, check_number
+from fastib.datasets.catalogue import DATASETS
+from fastib.models import VAE, VIB, AllCNN, AnnealedVAE, BetaTCVAE, BetaVAE, Classifier
+
+MODELS: dict[str, type[VAE | Classifier]] = {
+    "beta-vae": BetaVAE,
+    "annealed-vae": AnnealedVAE,
+    "beta-tcvae": BetaTCVAE,
+    "vib": VIB,
+    "information-dropout": AllCNN,
+}
+PRESETS = Path(__file__).parent / "presets.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that decides what a training does.
+
+    Args:
+        model: which: a key of `MODELS`.
+        dataset: its images: a key of `fastib.datasets.DATASETS`.
+        data: the folder of the data set's files, where it has any.
+        steps: the number of steps of the optimiser, which is Adam.
+        batch: the number of images of a step.
+        learning_rate: of the first step.
+        decay, decay_steps: after each `decay_steps` steps the learning rate is multiplied by `decay`.
+        average: of the weights: the exponential moving average with this coefficient is evaluated (0: the weights).
+        seed: of the weights, the order of the images and the noise.
+        log_every: the number of steps from a row of the log to the next.
+        save_every: the number of steps from a checkpoint to the next.
+        tensorboard: whether the log is also written for TensorBoard, which the extra `tensorboard` installs.
+        options: those of the model: the keyword arguments of its class.
+    """
+
+    model: str
+    dataset: str = "sprites"
+    data: str = ""
+    steps: int = 1000
+    batch: int = 64
+    learning_rate: float = 5e-4
+    decay: float = 1.0
+    decay_steps: int = 1000
+    average: float = 0.0
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 1000
+    tensorboard: bool = False
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Config:
+        """Of what a TOML file says: keys of the training and of the model side by side.
+
+        Raises:
+            ValueError, TypeError: for a missing model, an unknown key, or a value of a wrong type or out of range,
+                naming the key and the value.
+        """
+        if "model" not in values:
+            raise ValueError("model must be given, one of " + ", ".join(MODELS))
+        check_choice("model", values["model"], tuple(MODELS))
+        known = keys(values["model"])
+        for key, value in values.items():
+            if key not in known:
+                raise ValueError(f"{key} must be a key of {values['model']}, one of " + ", ".join(known))
+            _check_type(key, value, known[key])
+        given = {key: known[key](value) for key, value in values.items()}
+        options = {key: given.pop(key) for key in options_of(given["model"]) if key in given}
+        return cls(**given, options=options)
+
+    def __post_init__(self) -> None:
+        check_choice("dataset", self.dataset, tuple(DATASETS))
+        for name in ("steps", "batch", "decay_steps", "log_every", "save_every"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0)
+        for name in ("learning_rate", "decay", "average"):
+            check_number(name, getattr(self, name), minimum=0.0)
+        if not self.average < 1:
+            raise ValueError(f"average must be below 1, got {self.average}")
+
+    def values(self) -> dict[str, Any]:
+        """What `of` makes the same configuration from."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
+        return values | dict(self.options)
+
+    def toml(self) -> str:
+        """The text of a TOML file that says the same."""
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.values().items())
+
+    def learning_rate_at(self, step: int) -> float:
+        """That of one step, counted from 0."""
+        return self.learning_rate * self.decay ** (step // self.decay_steps)
+
+
+def options_of(model: str) -> dict[str, type]:
+    """The keyword arguments of a model, and their types."""
+    signature = inspect.signature(MODELS[model].__init__)
+    hints = typing.get_type_hints(MODELS[model].__init__)
+    return {name: hints[name] for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def keys(model: str) -> dict[str, type]:
+    """All that the configuration of a model may have, and the types."""
+    hints = typing.get_type_hints(Config)
+    return {f.name: hints[f.name] for f in fields(Config) if f.name != "options"} | options_of(model)
+
+
+def of_command(model: str, preset: str | None, file: Path | None, flags: Sequence[str]) -> Config:
+    """The configuration that a command line asks for: a preset, overridden by a file, overridden by flags.
+
+    Raises:
+        ValueError, TypeError: as `Config.of`, `read` and `parse` do, and for an unknown preset.
+    """
+    check_choice("model", model, tuple(MODELS))
+    values: dict[str, Any] = {}
+    if preset is not None:
+        known = presets(model)
+        check_choice("preset", preset, tuple(known))
+        values |= known[preset]
+    if file is not None:
+        values |= read(file)
+    values |= parse(flags, model)
+    if values.setdefault("model", model) != model:
+        raise ValueError(f"model must be that of {file}, {values['model']}, got {model}")
+    return Config.of(values)
+
+
+def presets(model: str) -> dict[str, dict[str, Any]]:
+    """The presets of a model, by their names."""
+    return {name: {"model": model, **values} for name, values in read(PRESETS)[model].items()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        ValueError: if there is no such file, or it is no TOML.
+    """
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        values: dict[str, Any] = tomllib.loads(_files.text("config", path))
+        return values
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"config must be a TOML file, got {path}: {error}") from None
+
+
+def parse(flags: Sequence[str], model: str) -> dict[str, Any]:
+    """The values of flags, as --key value or --key=value.
+
+    Raises:
+        ValueError: for an unknown key, one without a value, or a value that isn't of its type.
+    """
+    values, rest = {}, list(flags)
+    while rest:
+        flag, *given = rest.pop(0).split("=", 1)
+        key = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or key not in keys(model):
+            raise ValueError(f"{flag} must be a key of {model}, one of " + ", ".join(keys(model)))
+        if not given and not rest:
+            raise ValueError(f"{key} must be given a value")
+        values[key] = _of_text(key, given[0] if given else rest.pop(0), keys(model)[key])
+    return values
+
+
+def _of_text(key: str, text: str, kind: type) -> Any:
+    try:
+        return {"true": True, "false": False}[text] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{key} must be {_KINDS[kind]}, got {text!r}") from None
+
+
+_KINDS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+
+
+def _check_type(key: str, value: Any, kind: type) -> None:
+    right = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if not right:
+        raise TypeError(f"{key} must be {_KINDS[kind]}, got {value!r}")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a number must be finite, got {value}")
+    return json.dumps(value) if isinstance(value, str) else repr(value)  # a JSON string is a TOML one

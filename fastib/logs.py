@@ -1,0 +1,83 @@
+"""The log of a training: a CSV file and, if wanted, the same for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastib import _files
+
+NAME = "log.csv"  # in the folder of a run
+
+
+class Log:
+    """Rows of a training that goes on after `step` steps; later ones, of a run that was lost, are dropped.
+
+    Args:
+        path: the CSV file. Its columns are step, seconds (of this process) and what the first row has.
+        step: the steps that are done.
+        tensorboard: whether to write events, too, into the folder of the file.
+
+    Raises:
+        ImportError: without TensorBoard, where it is wanted.
+    """
+
+    def __init__(self, path: Path, step: int, tensorboard: bool = False) -> None:
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ImportError("tensorboard = true needs TensorBoard: pip install 'fastib[tensorboard]'")
+        self.path, self.start = path, time.perf_counter()
+        kept = [row for row in _rows(path) if int(row["step"]) <= step] if path.exists() else []
+        _files.replace(path, lambda new: _write(new, kept))
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._events = _events(path.parent, step) if tensorboard else None
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that there are."""
+        events = sorted(self.path.parent.glob("events.out.tfevents.*")) if self._events is not None else []
+        return [self.path, *events]
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Adds a row, at once."""
+        line = {"step": step, "seconds": round(time.perf_counter() - self.start, 3), **row}
+        writer = csv.DictWriter(self._file, list(line))
+        if self._file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(line)
+        self._file.flush()
+        if self._events is not None:
+            for name, value in row.items():
+                self._events.add_scalar(name, value, step)
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """The rows of a log."""
+    return [{name: float(value) for name, value in row.items()} for row in _rows(path)]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(_files.text("log", path).splitlines(), restval=None))
+    return [row for row in rows if None not in row.values()]  # the last may have been cut short
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if rows:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _events(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,50 @@
+"""beta-VAE: one weight on the whole KL."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+import fastib
+from fastib.losses import BetaVAELoss, VAETerms
+from fastib.models.vae import VAE
+from fastib.schedules import Linear
+
+
+class BetaVAE(VAE):
+    """A variational autoencoder whose KL weighs beta::
+
+        mu, logvar = encode(images)
+        z = mu + torch.exp(logvar / 2) * torch.randn_like(mu)
+        loss = -log p(images | decode(z)) + beta * KL(N(mu, exp(logvar)), N(0, 1))
+
+    Args:
+        image_shape: channels, height and width of the images.
+        network, latent_dim, hidden: see `fastib.models.VAE`.
+        beta: the weight of the KL.
+        warm_up: the number of steps over which beta grows to it from 0 (none: it is constant).
+        likelihood: "bernoulli" or "gaussian", of the pixels.
+
+    It returns `VAETerms(loss, reconstruction, kl)`, in nats per image.
+
+    Source: Higgins et al. 2017, "beta-VAE: learning basic visual concepts with a constrained variational framework";
+    the warm-up: Sønderby et al. 2016, "Ladder variational autoencoders", section 2.2.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        network: str = "conv",
+        latent_dim: int = 10,
+        hidden: int = 1200,
+        beta: float = 4.0,
+        warm_up: int = 0,
+        likelihood: str = "bernoulli",
+    ) -> None:
+        super().__init__(image_shape, network, latent_dim, hidden)
+        self.criterion = BetaVAELoss(beta if warm_up == 0 else Linear(0.0, beta, warm_up), likelihood=likelihood)
+
+    def forward(self, images: Tensor) -> VAETerms:
+        z, kl = fastib.reparameterize_with_kl(*self.encode(images))
+        terms: VAETerms = self.criterion(self.network.decode(z), images, kl=kl)
+        return terms

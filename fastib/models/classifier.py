@@ -1,0 +1,36 @@
+"""What the classifiers with a bottleneck have in common."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class ClassifierTerms(NamedTuple):
+    """The loss of a classifier and what it is made of, in nats per image. All but `loss` are detached: for the log.
+
+    `information` is the bound on what the code knows of the image: the KL of its noise.
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    information: Tensor
+
+
+class Classifier(nn.Module):
+    """A classifier of images that pays for what it knows of them; each subclass is one paper's.
+
+    Call it with images [B, C, H, W] in [0, 1] and labels int64 [B] for the terms of the loss.
+    """
+
+    def logits(self, images: Tensor) -> Tensor:
+        """The logarithms of the probabilities of the classes, up to a constant, without noise: [B, classes]."""
+        raise NotImplementedError
+
+    def representations(self, images: Tensor) -> list[Tensor]:
+        """What the layers with noise say, in their order, with new noise: [B, ...] each."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Nothing is annealed."""

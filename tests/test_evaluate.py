@@ -1,0 +1,217 @@
+"""`python -m fastib evaluate` and `plot`: of trained models, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.image import imread
+from torch import Tensor
+
+from fastib import checkpoints, cli, evaluate, functional, plots, train
+from fastib.configs import Config
+from fastib.datasets import FactoredImages, LabelledImages, Occluded, Sprites, digits
+from fastib.metrics import exact_elbo_decomposition
+from fastib.models import VIB, AllCNN, BetaVAE, Classifier, ClassifierTerms
+
+VAE_OPTIONS = {"dataset": "sprites-32", "network": "mlp", "hidden": 16, "latent_dim": 3, "steps": 4, "log_every": 2}
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    train.run(Config.of({"model": "beta-vae", **VAE_OPTIONS}), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cnn")
+    options = {"dataset": "digits", "width": 4, "steps": 2, "log_every": 1}
+    train.run(Config.of({"model": "information-dropout", **options}), folder)
+    return folder
+
+
+def test_of_a_vae(vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(vae / checkpoints.NAME), "--images=600", "--seed=1"]) == 0
+    said = capsys.readouterr().out
+    results = json.loads((vae / "evaluation.json").read_text())
+    assert f"Wrote {vae / 'evaluation.json'}" in said
+    assert all(f"{name.replace('_', ' '):40}{value:12.4f}" in said for name, value in results.items())
+    assert results == evaluate.run(vae / checkpoints.NAME, images=600, seed=1)
+    terms = ("mutual_information", "total_correlation", "dimension_wise_kl")
+    assert sum(results[name] for name in terms) == pytest.approx(results["rate"], abs=0.05)
+    names = {"distortion", "mutual_information_gap", "gap_of_x", "factor_vae_score", "dci_disentanglement"}
+    assert names | {"separated_attribute_predictability", "active_units"} <= set(results)
+
+
+def test_the_terms_are_those_of_all_images(vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = checkpoints.trained_model(checkpoints.load(vae / checkpoints.NAME))
+    assert isinstance(model, BetaVAE)
+    some = _Some(Sprites(32), 300)
+    results = evaluate.of_vae(model, some)
+    images = some.images(torch.arange(300))
+    with torch.no_grad():
+        mu, logvar = model.encode(images)
+        expected = exact_elbo_decomposition((mu, logvar), seed=0)
+        distortion = torch.stack([model(images).reconstruction for _ in range(30)])
+    assert results["total_correlation"] == pytest.approx(expected.total_correlation.item(), abs=1e-5)
+    assert results["rate"] == pytest.approx(functional.gaussian_kl(mu, logvar).item(), rel=1e-5)
+    assert abs(results["distortion"] - distortion.mean()) < 6 * distortion.std()
+
+
+class _Some(FactoredImages):
+    """The first images of another set."""
+
+    def __init__(self, of: FactoredImages, count: int) -> None:
+        self.of, self.count = of, count
+        self.factor_names, self.factor_sizes, self.image_shape = of.factor_names, of.factor_sizes, of.image_shape
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _images(self, indices: Tensor) -> Tensor:
+        return self.of.images(indices * 2003 % len(self.of))
+
+    def _factors(self, indices: Tensor) -> Tensor:
+        return self.of.factors(indices * 2003 % len(self.of))
+
+
+class _Threshold(Classifier):
+    """Tells whether the mean of an image is above a half, with logits as steep as asked."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def logits(self, images: Tensor) -> Tensor:
+        score = self.scale * (images.mean(dim=(1, 2, 3)) - 0.5)
+        return torch.stack([-score, score], dim=1)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Any:
+        loss = F.cross_entropy(self.logits(images), labels)
+        return ClassifierTerms(loss, loss, torch.tensor(2.5))
+
+
+def test_of_a_classifier_that_is_known() -> None:
+    means = torch.tensor([0.1, 0.4, 0.45, 0.48, 0.52, 0.55, 0.6, 0.9])
+    images = means.view(-1, 1, 1, 1).expand(8, 1, 3, 3).clone()
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])  # of which the fourth is wrong
+    results = evaluate.of_classifier(_Threshold(10.0), LabelledImages(images, labels))
+    assert results["error"] == pytest.approx(1 / 8) and results["information"] == 2.5
+    # A step moves every mean by its size: 0.03 takes 0.52 with it, 0.1 takes 0.45, 0.52, 0.55, and 0.4 to the edge.
+    assert results["error_of_adversary_0.01"] == pytest.approx(1 / 8)
+    assert results["error_of_adversary_0.03"] == pytest.approx(2 / 8)
+    assert results["error_of_adversary_0.1"] >= 4 / 8
+    expected = F.cross_entropy(_Threshold(10.0).logits(images), labels)
+    assert results["cross_entropy"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_an_adversary_stays_near_and_makes_it_worse() -> None:
+    model, data = VIB((1, 8, 8), 10, hidden=32, latent_dim=4), digits(train=False)
+    images, labels = data.images(range(50)), data.factors(range(50))[:, 0]
+    attacked = evaluate.adversarial(model, images, labels, 0.05)
+    assert (attacked - images).abs().max() <= 0.05 + 1e-6 and attacked.min() >= 0 and attacked.max() <= 1
+    before, after = (F.cross_entropy(model.logits(x), labels) for x in (images, attacked))
+    assert after > before + 0.01 and all(p.grad is None for p in model.parameters())
+
+
+def _dim(data: LabelledImages) -> LabelledImages:
+    indices = torch.arange(len(data))
+    return LabelledImages(data.images(indices) / 10, data.factors(indices)[:, 0], 10)
+
+
+def test_nuisance_of_images_and_layers() -> None:
+    model = AllCNN((1, 8, 8), 10, width=4).eval()
+    train_, test = (Occluded(_dim(digits(part)), digits(part), side=8) for part in (True, False))
+    results = evaluate.of_nuisance(model, train_, test)
+    names = {
+        f"{what}_{kind}_{layer}"
+        for what in ("label", "nuisance")
+        for kind in ("information", "accuracy")
+        for layer in ("image", "layer_1", "layer_2", "layer_3")
+    }
+    assert set(results) == names
+    assert results["nuisance_accuracy_image"] > 0.5 > results["label_accuracy_image"]  # it is in front
+    assert evaluate.of_nuisance(model, digits(), digits(False)) == {}
+
+
+def test_of_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(tmp_path / "no.pt")]) == 2
+    assert "checkpoint must be a file, got" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+# Pictures.
+
+
+def _is_a_picture(path: Path) -> bool:
+    pixels = imread(path)
+    return bool(pixels.ndim == 3 and min(pixels.shape[:2]) > 100 and pixels[..., :3].std() > 0.02)
+
+
+@pytest.mark.parametrize("kind", ["traversals", "dimensions"])
+def test_pictures_of_a_vae(kind: str, vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plot", kind, str(vae)]) == 0
+    assert f"Wrote {vae / kind}.png" in capsys.readouterr().out and _is_a_picture(vae / f"{kind}.png")
+
+
+def test_a_picture_of_several_runs(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rate in (("a", 3.0), ("b", 5.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({"rate": rate, "distortion": 50 - rate}))
+        (tmp_path / name / checkpoints.NAME).write_bytes((vae / checkpoints.NAME).read_bytes())
+    picture = tmp_path / "picture.png"
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    assert cli.main(["plot", "rate-distortion", *runs, f"--output={picture}"]) == 0
+    assert _is_a_picture(picture)
+    (tmp_path / "b" / "evaluation.json").unlink()
+    assert cli.main(["plot", "rate-distortion", *runs]) == 2
+    assert f"run must be a file of text, got {tmp_path / 'b' / 'evaluation.json'}" in capsys.readouterr().err
+
+
+def test_a_picture_of_information(cnn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plot", "information", str(cnn)]) == 0
+    assert _is_a_picture(cnn / "information.png")
+
+
+def test_a_traversal_moves_one_dimension(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = checkpoints.trained_model(checkpoints.load(vae / checkpoints.NAME))
+    assert isinstance(model, BetaVAE)
+    images, seen = Sprites(32).images(range(0, 700_000, 10_000)), []
+    monkeypatch.setattr(plots, "_grid", lambda figure, title, rows: seen.append(rows))
+    plots.traversals(model, images, tmp_path / "picture.png")
+    (original, reconstruction), rows = seen
+    mu, logvar = model.encode(images)
+    kl = functional.gaussian_kl(mu, logvar, reduction="none").mean(0)
+    assert torch.equal(original[1], images[:11]) and torch.equal(reconstruction[1], model.decode(mu[:11]))
+    assert [name for name, _ in rows] == [f"{value:.2f} nats" for value in kl.sort(descending=True).values.tolist()]
+    code = mu[0].clone()
+    code[kl.argmax()] = -3
+    torch.testing.assert_close(rows[0][1][0], model.decode(code[None])[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "message"),
+    [
+        ("traversals", "cnn", "traversals must be of a model that is a VAE, got information-dropout in"),
+        ("information", "vae", "information must be of a model that is a AllCNN, got beta-vae in"),
+        ("dimensions", "cnn", "dimensions must be of the log of a VAE, got that of"),
+        ("traversals", "missing", "checkpoint must be a file, got"),
+        ("dimensions", "missing", "log must be a file of text, got"),
+    ],
+)
+def test_pictures_that_cannot_be(
+    kind: str, run: str, message: str, vae: Path, cnn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = {"vae": vae, "cnn": cnn, "missing": tmp_path}[run]
+    assert cli.main(["plot", kind, str(folder), f"--output={tmp_path / 'picture.png'}"]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "picture.png").exists()
+
+
+def test_one_picture_is_of_one_run(vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plot", "traversals", str(vae), str(vae)]) == 2
+    assert "traversals must be of one run, got 2" in capsys.readouterr().err
