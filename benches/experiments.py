@@ -24,7 +24,7 @@ from torch import Tensor
 import fastib
 from benches import provenance
 from benches.estimators import column_weights
-from fastib import checkpoints, configs, evaluate, train
+from fastib import checkpoints, configs, evaluate, logs, train
 from fastib.configs import Config
 from fastib.losses import BetaTCVAETerms
 from fastib.models import BetaTCVAE
@@ -140,6 +140,8 @@ def start(name: str, values: Values, work: Path, results: Path) -> None:
     row["seconds"] = round(time.monotonic() - started)
     if process.returncode == 0:
         row["results"] = json.loads((folder / "evaluation.json").read_text())
+        if name == "annealed-vae":  # of which there is a picture
+            row["log"] = logs.read(folder / logs.NAME)
     else:
         row["failure"] = process.stderr.strip().splitlines()[-1]
     header = provenance.header()

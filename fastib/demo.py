@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,19 +261,26 @@ def _median_seconds(steps: list[Step]) -> float:
 def _loss_seconds(loss: str, repetitions: int = 300) -> tuple[float, float]:
     """The time of sample and KL, forward and backward, fused and plain, at the shapes of the training."""
     mu, logvar = (torch.randn(BATCH, LATENT, requires_grad=True) for _ in range(2))
-    tcvae = loss == "beta-tcvae"
-    fused_sample, plain = (fused_decomposition, plain_decomposition) if tcvae else (_fused_sample, plain_sample)
 
-    def both_passes(sample: Callable[..., Any], *noise: Tensor) -> float:
+    def seconds(kind: str) -> float:
         start = time.perf_counter()
-        z, kl = sample(mu, logvar, *noise)
-        total = z.sum() + (kl[0] + TC_BETA * kl[1] + kl[2] if tcvae else kl)
-        torch.autograd.grad(total, (mu, logvar))
+        both_passes(loss, kind, mu, logvar)
         return time.perf_counter() - start
 
-    times = [(both_passes(fused_sample), both_passes(plain, torch.randn_like(mu))) for _ in range(repetitions)]
+    times = [(seconds("fused"), seconds("plain")) for _ in range(repetitions)]
     fused_seconds, plain_seconds = (statistics.median(column) for column in zip(*times, strict=True))
     return fused_seconds, plain_seconds
+
+
+def both_passes(loss: str, kind: str, mu: Tensor, logvar: Tensor) -> None:
+    """Sample and KL of a "beta-vae" or a "beta-tcvae", forward and backward, "fused" or "plain"."""
+    tcvae = loss == "beta-tcvae"
+    sample: Callable[..., Any] = fused_decomposition if tcvae else _fused_sample
+    if kind == "plain":
+        sample = partial(plain_decomposition if tcvae else plain_sample, noise=torch.randn_like(mu))
+    z, kl = sample(mu, logvar)
+    total = z.sum() + (kl[0] + TC_BETA * kl[1] + kl[2] if tcvae else kl)
+    torch.autograd.grad(total, (mu, logvar))
 
 
 def _fused_sample(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,13 +37,13 @@ def traversals(model: VAE, images: Tensor, path: Path) -> None:
     for row, dimension in enumerate(order):
         codes[row, :, dimension] = torch.linspace(-3, 3, COLUMNS)
     rows = model.decode(codes.flatten(0, 1)).unflatten(0, (len(order), COLUMNS))
-    figure = _figure(COLUMNS * 0.75 + 1.4, (len(order) + 2) * 0.75 + 1.3)
+    figure = new_figure(COLUMNS * 0.75 + 1.4, (len(order) + 2) * 0.75 + 1.3)
     above, below = figure.subfigures(2, 1, height_ratios=[2.6, len(order) + 0.6])
     pairs = [("original", images[:COLUMNS]), ("reconstruction", model.decode(mu[:COLUMNS]))]
     _grid(above, "Reconstructions", pairs)
     names = [f"{value:.2f} nats" for value in kl[order].tolist()]
     _grid(below, "Latent traversals, -3 to 3, by the KL of the dimension", list(zip(names, rows, strict=True)))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def dimensions(rows: Sequence[dict[str, float]], path: Path) -> None:
@@ -51,26 +51,26 @@ def dimensions(rows: Sequence[dict[str, float]], path: Path) -> None:
 
     Source: Burgess et al. 2018, "Understanding disentangling in beta-VAE", figure 5.
     """
-    figure = _figure(7, 4.5)
+    figure = new_figure(7, 4.5)
     axis = figure.subplots()
     names = [name for name in rows[0] if name.startswith("kl_")]
     for name in sorted(names, key=lambda name: -rows[-1][name]):
         axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=f"z {name.removeprefix('kl_')}")
     axis.set(xlabel="step of the optimiser", ylabel="KL of the dimension, nats", ylim=(0, None))
     axis.legend(fontsize=8, ncols=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def rate_distortion(points: Sequence[tuple[str, float, float]], path: Path) -> None:
     """Distortion against rate: a line through each kind of model, a point (kind, rate, distortion) for each run."""
-    figure = _figure(6, 4.5)
+    figure = new_figure(6, 4.5)
     axis = figure.subplots()
     for kind in dict.fromkeys(kind for kind, _, _ in points):
         of_kind = sorted((rate, distortion) for other, rate, distortion in points if other == kind)
         axis.plot(*zip(*of_kind, strict=True), "o-", label=kind)
     axis.set(xlabel="rate: KL, nats per image", ylabel="distortion: -log p(x | z), nats per image")
     axis.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @torch.no_grad()
@@ -79,11 +79,11 @@ def information_maps(model: AllCNN, images: Tensor, path: Path) -> None:
 
     Source: Achille & Soatto 2018, "Information Dropout", figure 3.
     """
-    figure = _figure(COLUMNS * 0.75 + 1.4, 4 * 0.75 + 0.6)
+    figure = new_figure(COLUMNS * 0.75 + 1.4, 4 * 0.75 + 0.6)
     maps = [layer.information.sum(1, keepdim=True) for layer in model.layers(images[:COLUMNS])]
     rows = [("image", images[:COLUMNS]), *((f"layer {i}", m / m.max()) for i, m in enumerate(maps, 1))]
     _grid(figure, "Information of each place, from none (black) to the most of its layer", rows)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def run(kind: str, paths: Sequence[Path], output: Path | None = None, seed: int = 0) -> Path:
@@ -157,14 +157,16 @@ _KINDS = {
 }
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, of a size in inches."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes, or replaces, a PNG file at once."""
     _files.replace(path, lambda new: figure.savefig(new, dpi=100, format="png"))
 
 

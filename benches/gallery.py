@@ -1,0 +1,214 @@
+"""Tables and pictures of the experiments: `python -m benches.gallery` writes `results/experiments.md` and PNG files."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benches import experiments
+from benches.experiments import RESULTS, Values
+from benches.tables import markdown
+from fastib import plots
+
+PAGE = "experiments.md"
+OWN = {  # what tells the runs of an experiment apart, beside the seed
+    "beta-vae": ["beta"],
+    "annealed-vae": ["capacity"],
+    "beta-tcvae": ["model", "beta", "estimator"],
+    "vib-digits": ["beta"],
+    "vib-fashion": ["beta"],
+    "information-dropout": ["noise", "activation", "pooling", "beta"],
+}
+_VAE = {
+    "distortion": "distortion",
+    "rate": "rate",
+    "MI": "mutual_information",
+    "TC": "total_correlation",
+    "dim. KL": "dimension_wise_kl",
+    "active": "active_units",
+    "MIG": "mutual_information_gap",
+    "FactorVAE": "factor_vae_score",
+    "DCI": "dci_disentanglement",
+    "SAP": "separated_attribute_predictability",
+}
+_VIB = {
+    "error": "error",
+    "information": "information",
+    "error at 0.01": "error_of_adversary_0.01",
+    "at 0.03": "error_of_adversary_0.03",
+    "at 0.1": "error_of_adversary_0.1",
+}
+LAYERS = "image", "layer_1", "layer_2", "layer_3"
+_NUISANCE = {
+    "error": "error",
+    "information": "information",
+    **{
+        f"{what}, {layer.replace('_', ' ')}": f"{what}_information_{layer}"
+        for what in ("label", "nuisance")
+        for layer in LAYERS
+    },
+}
+COLUMNS = {
+    "beta-vae": _VAE,
+    "annealed-vae": _VAE,
+    "beta-tcvae": _VAE,
+    "vib-digits": _VIB,
+    "vib-fashion": _VIB,
+    "information-dropout": _NUISANCE,
+}
+TEXTS = {
+    "beta-vae": "beta-VAE on sprites of 32 x 32: rate and distortion, and the parts of the rate by the exact "
+    "decomposition over all 737 280 images. Nats per image.",
+    "annealed-vae": "beta-VAE with a capacity that grows to 15 nats, on the same sprites.",
+    "beta-tcvae": "beta-TCVAE with the weights of MSS, of MWS, and with those of several well-known libraries "
+    "(column-tcvae), beside beta-VAEs; batches of 512, measured exactly, over all images.",
+    "vib-digits": "Deep VIB on scikit-learn's digits. Information is the bound on I(Z; X) in nats; the last columns are "
+    "errors after a step of that size along the sign of the gradient.",
+    "vib-fashion": "The same on Fashion-MNIST.",
+    "information-dropout": "Fashion-MNIST behind handwritten digits, which are the nuisance: what a linear probe reads of "
+    "the label and of the nuisance in each layer with its noise, in nats (ln 10 = 2.30).",
+}
+
+
+INTRODUCTION = """# The models of the papers, on two cores
+
+Mean ± standard deviation over seeds; a run is on one thread, beside another. Made by `python -m benches.experiments`
+and `python -m benches.gallery`; the command and the results of every run are in experiments.jsonl."""
+
+
+def groups(rows: Sequence[Values], name: str) -> dict[tuple[str, ...], list[Values]]:
+    """The runs of an experiment that differ by the seed alone, by what tells them from others."""
+    found: dict[tuple[str, ...], list[Values]] = {}
+    for row in rows:
+        if row["experiment"] == name:
+            found.setdefault(tuple(_said(row["config"], key) for key in OWN[name]), []).append(row)
+    return found
+
+
+def _said(config: Values, key: str) -> str:
+    value = config.get(key, "")
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def spread(runs: Sequence[Values], key: str) -> tuple[float, float]:
+    """Mean and standard deviation of a result over the seeds."""
+    values = [run["results"][key] for run in runs if "failure" not in run]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def table(rows: Sequence[Values], name: str) -> str:
+    """A line for each configuration: mean ± standard deviation over its seeds, and what failed."""
+    lines = [[*OWN[name], "seeds", *COLUMNS[name], "minutes"]]
+    for own, runs in groups(rows, name).items():
+        failed = sum("failure" in run for run in runs)
+        seeds = f"{len(runs)}" + f", {failed} failed" * (failed > 0)
+        cells = (
+            ["{:.3g} ± {:.2g}".format(*spread(runs, key)) for key in COLUMNS[name].values()]
+            if failed < len(runs)
+            else [""] * len(COLUMNS[name])
+        )
+        lines.append([*own, seeds, *cells, f"{statistics.fmean(run['seconds'] for run in runs) / 60:.1f}"])
+    return markdown(lines)
+
+
+def page(rows: Sequence[Values]) -> str:
+    """All tables, with the command of a run of each experiment."""
+    parts = [INTRODUCTION]
+    for name in dict.fromkeys(row["experiment"] for row in rows):
+        of_name = [row for row in rows if row["experiment"] == name]
+        origin = of_name[-1]["origin"]
+        parts += [
+            f"## {name}\n\n{TEXTS[name]} {origin['cpu']}, PyTorch {origin['torch']}, {origin['date']}.",
+            table(rows, name),
+            f"One of them: `{of_name[0]['command']}`",
+        ]
+        if name in PICTURES:
+            parts.append(f"![{TEXTS[name]}]({PICTURES[name][0]})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _sweep(rows: Sequence[Values], path: Path) -> None:
+    """Distortion against rate, and the parts of the rate against beta."""
+    figure = plots.new_figure(10, 4)
+    left, right = figure.subplots(1, 2)
+    found = groups(rows, "beta-vae")
+    rates, distortions = ([spread(runs, key) for runs in found.values()] for key in ("rate", "distortion"))
+    _errorbar(left, [m for m, _ in rates], distortions, "beta-VAE", xerr=[s for _, s in rates])
+    for (beta,), (rate, _), (distortion, _) in zip(found, rates, distortions, strict=True):
+        left.annotate(f" beta {beta}", (rate, distortion), fontsize=8)
+    left.set(xlabel="rate, nats", ylabel="distortion, nats")
+    betas = [float(beta) for (beta,) in found]
+    for label in ("rate", "MI", "TC", "dim. KL"):
+        _errorbar(right, betas, [spread(runs, _VAE[label]) for runs in found.values()], label)
+    right.set(xscale="log", xlabel="beta", ylabel="nats")
+    right.legend(fontsize=8)
+    plots.save_figure(figure, path)
+
+
+def _dimensions(rows: Sequence[Values], path: Path) -> None:
+    """The KL of each dimension, from the log of the first run."""
+    plots.dimensions(next(row["log"] for row in rows if row["experiment"] == "annealed-vae"), path)
+
+
+def _vib(name: str) -> Callable[[Sequence[Values], Path], None]:
+    def draw(rows: Sequence[Values], path: Path) -> None:
+        """Error, without and with an adversary, and information against beta."""
+        figure = plots.new_figure(10, 4)
+        left, right = figure.subplots(1, 2)
+        found = groups(rows, name)
+        betas = [max(float(beta), 1e-5) for (beta,) in found]  # 0 is at the edge of the logarithmic axis
+        for label, key in _VIB.items():
+            axis = right if label == "information" else left
+            _errorbar(axis, betas, [spread(runs, key) for runs in found.values()], label)
+        left.set(xscale="log", xlabel="beta (at 1e-5: 0)", ylabel="error", ylim=(0, 1))
+        right.set(xscale="log", xlabel="beta (at 1e-5: 0)", ylabel="bound on I(Z; X), nats", yscale="log")
+        left.legend(fontsize=8)
+        plots.save_figure(figure, path)
+
+    return draw
+
+
+def _nuisance(rows: Sequence[Values], path: Path) -> None:
+    """What each layer tells of the label and of the nuisance."""
+    figure = plots.new_figure(11, 4.2)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, what in zip(axes, ("label", "nuisance"), strict=True):
+        for (noise, activation, pooling, beta), runs in groups(rows, "information-dropout").items():
+            label = " ".join(filter(None, [noise, activation, "pooling" * (pooling == "True"), beta]))
+            values = [spread(runs, f"{what}_information_{layer}") for layer in LAYERS]
+            _errorbar(axis, range(len(LAYERS)), values, label)
+        axis.set(
+            title=f"information on the {what}, nats", xticks=range(len(LAYERS)), xticklabels=LAYERS, ylim=(0, None)
+        )
+    axes[1].legend(fontsize=8)
+    plots.save_figure(figure, path)
+
+
+def _errorbar(axis: Any, x: Sequence[float], y: Sequence[tuple[float, float]], label: str, **options: Any) -> None:
+    means, spreads = zip(*y, strict=True)
+    axis.errorbar(x, means, yerr=spreads, marker="o", markersize=3, capsize=2, label=label, **options)
+
+
+PICTURES: dict[str, tuple[str, Callable[[Sequence[Values], Path], None]]] = {
+    "beta-vae": ("beta-sweep.png", _sweep),
+    "annealed-vae": ("capacity.png", _dimensions),
+    "vib-digits": ("vib-digits.png", _vib("vib-digits")),
+    "vib-fashion": ("vib-fashion.png", _vib("vib-fashion")),
+    "information-dropout": ("nuisance.png", _nuisance),
+}
+
+
+def main(results: Path = RESULTS) -> int:
+    rows = experiments.done(results / experiments.NAME)
+    (results / PAGE).write_text(page(rows))
+    for name in {row["experiment"] for row in rows} & set(PICTURES):
+        file, draw = PICTURES[name]
+        draw(rows, results / file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
