@@ -156,9 +156,15 @@ def done(results: Path) -> list[Values]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
+def _name(text: str) -> str:
+    if text not in EXPERIMENTS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(EXPERIMENTS)}, got {text!r}")
+    return text
+
+
 def main(argv: Sequence[str] | None = None, results: Path = RESULTS / NAME) -> int:
     parser = argparse.ArgumentParser(prog="python -m benches.experiments", description="Trains the papers' models.")
-    parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, []], metavar="NAME", help=", ".join(EXPERIMENTS))
+    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--work", type=Path, default=Path("fastib-train"), help="folder of the runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side (default: cores)")
     parser.add_argument("--make", help=argparse.SUPPRESS)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import calls, estimators, large_batches
+from benches import calls, estimators, large_batches, training_step
 from benches.tables import markdown, number
 
 README = Path(__file__).parent.parent / "README.md"
@@ -18,6 +18,7 @@ BEGIN, END = "<!-- benches:begin -->", "<!-- benches:end -->"
 ESTIMATORS_BEGIN, ESTIMATORS_END = "<!-- estimators:begin -->", "<!-- estimators:end -->"
 CALLS_BEGIN, CALLS_END = "<!-- calls:begin -->", "<!-- calls:end -->"
 CARDS_BEGIN, CARDS_END = "<!-- cards:begin -->", "<!-- cards:end -->"
+STEP_BEGIN, STEP_END = "<!-- training step:begin -->", "<!-- training step:end -->"
 LARGE_BEGIN, LARGE_END = "<!-- large batches:begin -->", "<!-- large batches:end -->"
 
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path
     if (results / estimators.NAME).exists():
         rows = json.loads((results / estimators.NAME).read_text())["rows"]
         updated = splice(updated, ESTIMATORS_BEGIN, ESTIMATORS_END, estimators.table(rows))
+    if (results / training_step.NAME).exists():
+        updated = splice(updated, STEP_BEGIN, STEP_END, step_section(results / training_step.NAME))
     if (results / large_batches.NAME).exists():
         updated = splice(updated, LARGE_BEGIN, LARGE_END, large_section(results / large_batches.NAME))
     if arguments.check:
@@ -78,6 +81,15 @@ def calls_section(path: Path) -> str:
         f"Forward and backward in microseconds (median of interleaved rounds): {_origin(content['header'])}.\n\n"
         f"{calls.table(rows)}\n\n`reparameterize_with_kl` in other ways, without checks, options and the draw of a seed: "
         f"{calls.alternatives(rows)}."
+    )
+
+
+def step_section(path: Path) -> str:
+    content = json.loads(path.read_text())
+    return (
+        f"A step of the demo's models with fused and with plain losses (median of interleaved rounds), the part of sample "
+        f"and KL, or its decomposition, in it, and the most memory that it takes: {_origin(content['header'])}.\n\n"
+        f"{training_step.table(content['rows'])}"
     )
 
 

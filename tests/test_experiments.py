@@ -1,0 +1,127 @@
+"""The experiments: their configurations, the lines that they leave, and the page that is made of these."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent.parent))  # benches is not installed: it runs from the checkout
+
+from benches import experiments, gallery, training_step
+from benches.estimators import column_weights
+from benches.experiments import ColumnTCVAE, Experiment, Values
+from fastib import configs
+from fastib.configs import Config
+from fastib.models import BetaTCVAE
+
+TINY = {"model": "vib", "dataset": "digits", "hidden": 8, "latent_dim": 2, "steps": 3, "log_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def column_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(configs.MODELS, "column-tcvae", ColumnTCVAE)
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_configuration_is_one_and_its_command_repeats_it(name: str) -> None:
+    found = list(experiments.runs(name))
+    assert len({experiments.label(values) for values in found}) == len(found) >= 3
+    for values in found:
+        config = Config.of(values)
+        if values["model"] != "column-tcvae":
+            _, _, module, command, model, *flags = shlex.split(experiments.command(values))
+            assert (module, command) == ("fastib", "train")
+            assert configs.of_command(model, None, None, flags) == config
+
+
+def test_the_column_model_is_its_formula() -> None:
+    model = ColumnTCVAE((1, 8, 8), 100, latent_dim=3, network="mlp", hidden=8)
+    images, noise = torch.rand(5, 1, 8, 8), torch.randn(5, 3)
+    mu, logvar = model.encode(images)
+    z = mu + torch.exp(logvar / 2) * noise
+    density = torch.distributions.Normal(mu, torch.exp(logvar / 2)).log_prob(z[:, None])  # [5, 5, 3]
+    log_weights = column_weights(100, 5).log()
+    log_qz = torch.logsumexp(density.sum(2) + log_weights, 1)
+    log_qz_d = torch.logsumexp(density + log_weights[..., None], 1).sum(1)
+    log_qz_x = density.diagonal().sum(0)
+    log_pz = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+    mi, tc, kl = (log_qz_x - log_qz).mean(), (log_qz - log_qz_d).mean(), (log_qz_d - log_pz).mean()
+    terms = model(images, noise)
+    torch.testing.assert_close(terms.total_correlation, tc)
+    torch.testing.assert_close(terms.loss, terms.reconstruction + mi + 6 * tc + kl)
+    right = BetaTCVAE((1, 8, 8), 100, latent_dim=3, network="mlp", hidden=8)
+    right.load_state_dict(model.state_dict())
+    assert abs(right(images, noise).total_correlation - tc) > 0.01
+    torch.testing.assert_close(right(images, noise).reconstruction, terms.reconstruction)
+
+
+def test_lines_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [TINY, TINY | {"dataset": "mnist", "data": "nowhere"}]
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"tiny": Experiment(runs, 1)})
+    results = tmp_path / "rows.jsonl"
+    for _ in range(2):
+        assert experiments.main(["tiny", "--workers", "1", "--work", str(tmp_path / "work")], results) == 0
+    done, failed, again = experiments.done(results)
+    assert done["config"] == TINY | {"seed": 0} and 0 < done["results"]["error"] < 1 and done["seconds"] > 0
+    assert done["command"].startswith("python -m fastib train vib --dataset digits --hidden 8")
+    assert "data must be the folder of the files of mnist" in failed["failure"] and "results" not in failed
+    assert again["config"] == failed["config"]  # what failed is tried again; what is done is not
+
+
+def _rows() -> list[Values]:
+    rows: list[Values] = []
+    for name, keys in gallery.COLUMNS.items():
+        for values in experiments.runs(name):
+            results = {key: 1.0 + values["seed"] for key in keys.values()}
+            row: Values = {"experiment": name, "config": values, "command": "python -m fastib train", "seconds": 90}
+            row |= {"results": results, "origin": {"cpu": "a CPU", "torch": "2", "date": "today"}}
+            row["log"] = [{"step": float(i), "kl_1": 1.0 * i, "kl_2": 0.5 * i} for i in range(3)]
+            rows.append(row)
+    return rows
+
+
+def test_means_and_spreads() -> None:
+    rows = _rows()
+    found = gallery.groups(rows, "vib-digits")
+    assert list(found) == [("0",), ("0.0001",), ("0.001",), ("0.01",), ("0.1",)]
+    runs = found[("0.1",)]
+    assert len(runs) == 5 and gallery.spread(runs, "error") == (3.0, pytest.approx(2.5**0.5))
+    failed = runs[-1]
+    del failed["results"]
+    failed["failure"] = "the disk was full"
+    assert gallery.spread(runs, "error") == (2.5, pytest.approx((5 / 3) ** 0.5))
+    line = next(line for line in gallery.table(rows, "vib-digits").splitlines() if line.startswith("| 0.1 "))
+    assert "| 5, 1 failed |" in line and "| 2.5 ± 1.3 " in line and "| 1.5 " in line
+
+
+def test_the_page_and_its_pictures(tmp_path: Path) -> None:
+    rows = _rows()
+    (tmp_path / experiments.NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert gallery.main(tmp_path) == 0
+    page = (tmp_path / gallery.PAGE).read_text()
+    for name in experiments.EXPERIMENTS:
+        assert f"## {name}\n" in page and gallery.table(rows, name) in page
+    pictures = {file for file, _ in gallery.PICTURES.values()}
+    assert all(f"]({file})" in page and (tmp_path / file).read_bytes()[1:4] == b"PNG" for file in pictures)
+
+
+def test_a_page_of_what_is_there(tmp_path: Path) -> None:
+    rows = [row for row in _rows() if row["experiment"] == "vib-digits"]
+    (tmp_path / experiments.NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gallery.main(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {experiments.NAME, gallery.PAGE, "vib-digits.png"}
+
+
+def test_a_whole_step(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = training_step.measure(0.01, (4,))
+    assert [(row["model"], row["losses"]) for row in rows] == [
+        (model, kind) for model in training_step.MODELS for kind in training_step.KINDS
+    ]
+    assert all(row["step_ms"] > row["loss_ms"] > 0 and row["peak_bytes"] > 2**20 for row in rows)
+    first = training_step.table(rows).splitlines()[2]
+    assert first.startswith("| beta-vae   | 4 |") and f"{rows[0]['loss_ms'] / rows[0]['step_ms']:.2%}" in first
