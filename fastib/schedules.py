@@ -24,12 +24,20 @@ class Schedule(nn.Module, abc.ABC):
     where that is the GPU: what is on the CPU is a constant of the graph, as any number is.
     """
 
-    _values: Tensor  # of one element: in a tensor of no dimensions, torch.compile loses what is written
+    # Of one element: in a tensor of no dimensions, torch.compile loses what is written. The steps taken are in a tensor,
+    # too, since a graph takes a number for a constant; on the CPU, where to read it waits for no GPU.
+    _values: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps = 0
-        self.register_buffer("_values", torch.tensor([self.at(0)], dtype=torch.float64), persistent=False)
+        with torch.inference_mode(False):  # a later step could not change what that mode has made
+            self._steps = torch.zeros(1, dtype=torch.int64, device="cpu")
+            self.register_buffer("_values", torch.tensor([self.at(0)], dtype=torch.float64), persistent=False)
+
+    @property
+    def steps(self) -> int:
+        """The steps taken."""
+        return int(self._steps)
 
     @property
     def value(self) -> Tensor:
@@ -38,16 +46,20 @@ class Schedule(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def at(self, step: int) -> float:
-        """The value at an optimiser step."""
+        """The value at an optimiser step. Where `step()` is in a graph of torch.compile, it is asked with a tensor of
+        one float64 number, and answers with one."""
 
     def step(self) -> None:
         """Advances by one step of the optimiser."""
-        self.steps += 1
-        self._values.fill_(self.at(self.steps))
+        self._steps.add_(1)
+        if torch.compiler.is_compiling():
+            self._values.copy_(self.at(self._steps.double()))  # type: ignore[arg-type]
+        else:
+            self._values.fill_(self.at(self.steps))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Schedule:
-        nn.Module._apply(self, fn, recurse)  # moves the buffer, and may have rounded it, or left it uninitialised
-        if self._values.dtype != torch.float64:
+        with torch.inference_mode(False):
+            nn.Module._apply(self, fn, recurse)  # moves the buffer, and may have rounded it, or left it uninitialised
             self._values = self._values.to(torch.float64)
         self._values.fill_(self.at(self.steps))
         return self
@@ -56,8 +68,21 @@ class Schedule(nn.Module, abc.ABC):
         return {"steps": self.steps}
 
     def set_extra_state(self, state: Any) -> None:
-        self.steps = int(state["steps"])
+        self._steps.fill_(int(state["steps"]))
+        if self._values.is_meta:  # built there, to be given the tensors of a checkpoint, which hasn't this one
+            self._values = torch.empty_like(self._values, device="cpu")
         self._values.fill_(self.at(self.steps))
+
+
+# Of a number, or of a tensor of one.
+
+
+def _at_most_one(x: Any) -> Any:
+    return x.clamp(max=1.0) if isinstance(x, Tensor) else min(x, 1.0)
+
+
+def _cosine(x: Any) -> Any:
+    return x.cos() if isinstance(x, Tensor) else math.cos(x)
 
 
 def _check_steps(name: str, steps: Any) -> None:
@@ -96,7 +121,7 @@ class Linear(_Ramp):
     """
 
     def at(self, step: int) -> float:
-        return self._between(min(step / self.length, 1.0))
+        return self._between(_at_most_one(step / self.length))
 
 
 class Cosine(_Ramp):
@@ -112,7 +137,7 @@ class Cosine(_Ramp):
     """
 
     def at(self, step: int) -> float:
-        return self._between((1 - math.cos(math.pi * min(step / self.length, 1.0))) / 2)
+        return self._between((1 - _cosine(math.pi * _at_most_one(step / self.length))) / 2)
 
 
 class Cyclic(_Ramp):
@@ -139,4 +164,4 @@ class Cyclic(_Ramp):
         return f"{super().extra_repr()}, ramp={self.ramp}"
 
     def at(self, step: int) -> float:
-        return self._between(min(step % self.length / (self.ramp * self.length), 1.0))
+        return self._between(_at_most_one(step % self.length / (self.ramp * self.length)))

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import fastib
 from fastib import reference
 from fastib.losses import AnnealedVAELoss, BetaTCVAELoss, BetaVAELoss
-from fastib.schedules import Cosine, Cyclic, Linear
+from fastib.schedules import Cosine, Cyclic, Linear, Schedule
 
 LOW = [torch.bfloat16, torch.float16]
 N = 10_000
@@ -200,6 +200,25 @@ def test_devices_and_dtypes_of_a_module() -> None:
         for move in (nn.Module.double, nn.Module.half, nn.Module.cpu, lambda m: m.to("cpu", torch.float32)):
             assert torch.equal(_loss(move(criterion)), before)
         assert all(buffer.device.type == "meta" for buffer in criterion.to("meta").buffers())
+
+
+@pytest.mark.parametrize("of", [lambda: Linear(0.0, 4.0, 10), lambda: Linear(0.0, 4.0, 10).half()])
+def test_schedules_made_in_inference_mode_step_outside_it(of: Callable[[], Schedule]) -> None:
+    with torch.inference_mode():
+        schedule = of()
+        schedule.step()
+    schedule.step()
+    assert schedule.steps == 2 and schedule.value.item() == schedule.at(2)
+
+
+def test_a_loss_made_on_meta_takes_the_state_of_another() -> None:
+    with torch.device("meta"):
+        ours, expected = _schedules(), []
+    for criterion, other in zip(ours, _schedules(), strict=True):
+        other.step()
+        criterion.load_state_dict(other.state_dict(), assign=True)
+        expected.append(_loss(other))
+    assert all(torch.equal(_loss(criterion), loss) for criterion, loss in zip(ours, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
