@@ -1,22 +1,23 @@
 """How an operator is differentiated: what PyTorch's autograd and torch.func need of it beside its kernels.
 
 The first derivative backwards is a kernel's. All others (the second, and those forwards) are taken from the operator in
-plain PyTorch, `_fallback.KERNELS`, which takes as much memory as that does.
+plain PyTorch, `_fallback.FORMULAS`, which takes as much memory as that does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from fastib import _fallback
+from fastib import _fallback, _vmap
 
 Tensors = Sequence[Any]  # tensors, or None where an optional one is not given
 Grads = Sequence[Any]  # the same, or None for zeros
+
 Options = Any  # a tuple of what the operator takes after its tensors
 Needed = Sequence[bool]
 
@@ -29,6 +30,8 @@ def apply(function: type[Differentiable], *args: Any) -> Any:
             return function.in_plain_pytorch(*args)
         return function.forwards.apply(*args)
     if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return function.exported(*args)
         return function.apply(*_distinct(args))
     return function.directly(*args)
 
@@ -59,9 +62,11 @@ class Differentiable(Function):
     formula: ClassVar[Callable[..., tuple[Tensor, ...]]]
     in_plain_pytorch: ClassVar[Callable[..., Any]]
     directly: ClassVar[Callable[..., Any]]
+    exported: ClassVar[Callable[..., Any]]
     forwards: ClassVar[type[Function]]
 
 
+_library = torch.library.Library("fastib", "FRAGMENT")
 _Class = TypeVar("_Class", bound=type[Differentiable])
 
 
@@ -79,7 +84,7 @@ def differentiable(
     tensor in which the operator is linear need not be kept, only something of its shape.
     """
 
-    in_plain_pytorch = (_fallback.KERNELS | _fallback.EVERYWHERE)[operator._opname]
+    in_plain_pytorch = _fallback.FORMULAS[operator._opname]
 
     def formula(*args: Any) -> tuple[Tensor, ...]:
         out = in_plain_pytorch(*args)
@@ -116,6 +121,7 @@ def differentiable(
         cls.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
         cls.backward = staticmethod(backward)  # type: ignore[method-assign]
         cls.directly = super(Function, cls).apply  # type: ignore[misc]
+        cls.exported = staticmethod(_of_exported_graphs(cls, operator))
         cls.forwards = _with_forward_mode(cls, tensors, results)
         return cls
 
@@ -141,6 +147,29 @@ def _with_forward_mode(of: type[Differentiable], count: int, results: int | None
             return (*found, None) if results is not None else found if len(found) > 1 else found[0]
 
     return Forwards
+
+
+def _of_exported_graphs(function: type[Differentiable], operator: Any) -> Callable[..., Any]:
+    """A twin of the operator that autograd knows: an exported graph has no autograd.Function, and it may be trained.
+
+    Not the operator itself, since calls that have an autograd.Function would pay 15 us for a second one.
+    """
+    schema = str(operator._schema).removeprefix("fastib::")
+    _library.define(schema.replace("(", ".differentiable(", 1))
+    twin = getattr(torch.ops.fastib, operator._opname).differentiable
+
+    def with_autograd(*args: Any) -> Any:
+        if torch.is_grad_enabled():
+            return (function.in_plain_pytorch if transforms_are_active() else function.directly)(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return twin(*args)
+
+    name = f"{operator._opname}.differentiable"
+    _library.impl(name, lambda *args: operator(*args), "CompositeExplicitAutograd")
+    _library.impl(name, with_autograd, "Autograd")
+    torch.library.register_fake(twin, operator, lib=_library)
+    torch.library.register_vmap(twin, _vmap.rule(operator._opname, twin), lib=_library)
+    return cast(Callable[..., Any], twin)
 
 
 class _Call:

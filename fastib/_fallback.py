@@ -1,6 +1,7 @@
 """The kernels of last resort, in plain PyTorch, for devices that have no compiled ones.
 
-Backward kernels are the derivatives written out, since nothing records a graph inside an operator.
+Backward kernels are the derivatives written out, since nothing records a graph inside an operator. Forward ones write to
+nothing: they are also what derivatives and graphs of torch.compile are made of, where that has its limits.
 """
 
 from __future__ import annotations
@@ -28,27 +29,22 @@ def _check_reduction_with_noise(reduction: int) -> None:
         raise RuntimeError("fastib: noise with a reduction over the first dimension")
 
 
-def _dense(values: Tensor, like: Tensor) -> Tensor:
-    """`values` with the dtype and strides that the kernel's output has."""
-    return torch.empty_like(like).copy_(values)
-
-
 def _wanted(wanted: int, *gradients: tuple[Tensor | None, Tensor]) -> tuple[Tensor, ...]:
     """Of pairs of values and what the gradient is like: the gradient, summed where that is broadcast, or nothing."""
     return tuple(
-        _dense(values.sum_to_size(like.shape), like) if wanted >> i & 1 and values is not None else like.new_empty(0)
+        values.sum_to_size(like.shape).to(like.dtype) if wanted >> i & 1 and values is not None else like.new_empty(0)
         for i, (values, like) in enumerate(gradients)
     )
 
 
 def _reparameterize_kernel(mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None) -> Tensor:
     m, lv = _formulas.accumulate(mu, logvar)
-    return _dense(m + torch.exp(lv / 2) * _noise_kernel(noise, rng, mu), mu)
+    return (m + torch.exp(lv / 2) * _noise_kernel(noise, rng, mu)).to(mu.dtype)
 
 
 def _reparameterize_backward(grad_z: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None) -> Tensor:
     g, lv = _formulas.accumulate(grad_z, logvar)
-    return _dense(g * torch.exp(lv / 2) * _noise_kernel(noise, rng, logvar) / 2, logvar)
+    return (g * torch.exp(lv / 2) * _noise_kernel(noise, rng, logvar) / 2).to(logvar.dtype)
 
 
 def _gaussian_kl_kernel(
@@ -63,11 +59,7 @@ def _gaussian_kl_kernel(
     kl = _formulas.kl_elements(mu, logvar, prior_mu, prior_logvar)
     if floor > 0:
         kl = kl.clamp(min=floor)
-    return (
-        _dense(kl, torch.empty_like(mu, dtype=kl.dtype))
-        if reduction == Reduction.NONE
-        else _formulas.reduce(kl, reduction, divisor)
-    )
+    return _formulas.reduce(kl, reduction, divisor)
 
 
 def _gaussian_kl_backward(
@@ -133,8 +125,6 @@ def _reparameterize_with_kl_backward(
 
 def _log_variance_penalty_kernel(logvar: Tensor, reduction: int, divisor: int) -> Tensor:
     penalty = -logvar.to(accumulate_dtype(logvar.dtype)) / 2
-    if reduction == Reduction.NONE:
-        return _dense(penalty, torch.empty_like(logvar, dtype=penalty.dtype))
     return _formulas.reduce(penalty, reduction, divisor)
 
 
@@ -160,9 +150,7 @@ def _information_dropout_kernel(
     f, a = _formulas.accumulate(x, log_std)
     eps = _noise_kernel(noise, rng, x)
     z, kl = _formulas.dropout(f, a, eps, prior_mean, prior_log_std, log_normal, mask_zero, mean_one)
-    if reduction == Reduction.NONE:
-        return _dense(z, x), _dense(kl, torch.empty_like(x, dtype=kl.dtype))
-    return _dense(z, x), _formulas.reduce(kl, reduction, divisor)
+    return z.to(x.dtype), _formulas.reduce(kl, reduction, divisor)
 
 
 def _information_dropout_backward(
@@ -216,13 +204,42 @@ _PAIRS_AT_ONCE = 2**24
 
 def _row_chunks(z: Tensor, mu: Tensor) -> list[slice]:
     rows = max(1, _PAIRS_AT_ONCE // max(mu.numel(), 1))
-    return [slice(begin, begin + rows) for begin in range(0, z.shape[0], rows)]
+    return [slice(begin, begin + rows) for begin in range(0, max(z.shape[0], 1), rows)]
 
 
-def _chunk_log_weights(rows: slice, z: Tensor, mu: Tensor, given: Tensor | None, *weighting: Any) -> Tensor:
-    estimator, dataset_size, w_self, w_other, row_offset = weighting
+def _all_log_weights(
+    z: Tensor,
+    mu: Tensor,
+    given: Tensor | None,
+    estimator: int,
+    dataset_size: int,
+    w_self: float,
+    w_other: float,
+    row_offset: int,
+) -> Tensor:
     weights = _formulas.estimator_weights(estimator, dataset_size, mu.shape[0], (w_self, w_other))
-    return _formulas.log_weights(z[rows], mu, given if given is None else given[rows], weights, row_offset + rows.start)
+    return _formulas.log_weights(z, mu, given, weights, row_offset)
+
+
+def _aggregate_posterior(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_weights: Tensor | None,
+    estimator: int,
+    dataset_size: int,
+    w_self: float,
+    w_other: float,
+    row_offset: int,
+    algorithm: int,
+    joint: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    z, mu, logvar = _formulas.accumulate(z, mu, logvar)
+    log_w = _all_log_weights(z, mu, log_weights, estimator, dataset_size, w_self, w_other, row_offset)
+    log_q, log_q_marginals = _formulas.mixture(_formulas.pairs(z, mu, logvar), log_w)
+    unused = torch.zeros_like(z)
+    saved = torch.cat((log_q[:, None], torch.zeros_like(log_q)[:, None], log_q_marginals, unused), 1)
+    return log_q if joint else log_q[:0], log_q_marginals, saved
 
 
 def _aggregate_posterior_kernel(
@@ -237,16 +254,22 @@ def _aggregate_posterior_kernel(
     row_offset: int,
     algorithm: int,
     joint: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    z, mu, logvar = _formulas.accumulate(z, mu, logvar)
-    dims = z.shape[1]
-    saved = z.new_zeros((z.shape[0], 2 * dims + 2))
-    log_q, log_q_marginals = z.new_empty(z.shape[:1]), z.new_empty(z.shape)
-    for rows in _row_chunks(z, mu):
-        log_w = _chunk_log_weights(rows, z, mu, log_weights, estimator, dataset_size, w_self, w_other, row_offset)
-        log_q[rows], log_q_marginals[rows] = _formulas.mixture(_formulas.pairs(z[rows], mu, logvar), log_w)
-    saved[:, 0], saved[:, 2 : 2 + dims] = log_q, log_q_marginals
-    return log_q if joint else log_q[:0].clone(), log_q_marginals, saved
+) -> tuple[Tensor, ...]:
+    weighting = estimator, dataset_size, w_self, w_other
+    parts = [
+        _aggregate_posterior(
+            z[rows],
+            mu,
+            logvar,
+            None if log_weights is None else log_weights[rows],
+            *weighting,
+            row_offset + rows.start,
+            algorithm,
+            joint,
+        )
+        for rows in _row_chunks(z, mu)
+    ]
+    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
 def _aggregate_posterior_backward(
@@ -270,7 +293,9 @@ def _aggregate_posterior_backward(
     saved = saved.clamp(min=torch.finfo(saved.dtype).min)  # a density of 0 has no gradient: exp(-inf - finite)
     log_q, log_q_marginals = saved[:, :1], saved[:, None, 2 : 2 + x.shape[1]]
     for rows in _row_chunks(x, m):
-        log_w = _chunk_log_weights(rows, x, m, log_weights, estimator, dataset_size, w_self, w_other, row_offset)
+        given = None if log_weights is None else log_weights[rows]
+        offset = row_offset + rows.start
+        log_w = _all_log_weights(x[rows], m, given, estimator, dataset_size, w_self, w_other, offset)
         pairs = _formulas.pairs(x[rows], m, lv)
         c = torch.zeros_like(pairs)
         if joint and grad_log_q is not None:
@@ -282,10 +307,19 @@ def _aggregate_posterior_backward(
         d_x[rows] = -(c * u / std).sum(1)
         d_m += (c * u / std).sum(0)
         d_lv += (c * (u**2 - 1) / 2).sum(0)
-    return _dense(d_x, z), _dense(d_m, mu), _dense(d_lv, logvar)
+    return d_x.to(z.dtype), d_m.to(mu.dtype), d_lv.to(logvar.dtype)
 
 
-def _elbo_decomposition_kernel(
+def _elbo_decomposition(*args: Any) -> tuple[Tensor, ...]:
+    return _decomposition(_aggregate_posterior, *args)
+
+
+def _elbo_decomposition_kernel(*args: Any) -> tuple[Tensor, ...]:
+    return _decomposition(_aggregate_posterior_kernel, *args)
+
+
+def _decomposition(
+    mixture: Callable[..., tuple[Tensor, ...]],
     z: Tensor,
     mu: Tensor,
     logvar: Tensor,
@@ -296,7 +330,7 @@ def _elbo_decomposition_kernel(
     divisor: int,
     algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    log_q, log_q_marginals, saved = _aggregate_posterior_kernel(
+    log_q, log_q_marginals, saved = mixture(
         z, mu, logvar, None, estimator, dataset_size, 1.0, 1.0, row_offset, algorithm, True
     )
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
@@ -349,7 +383,7 @@ def _elbo_decomposition_backward(
     by_x, mi = mi[:, None] * u / std, mi[:, None]
     d_m[own] += by_x
     d_lv[own] += mi * (u**2 - 1) / 2
-    return _dense(d_x - by_x + kl[:, None] * x, z), _dense(d_m, mu), _dense(d_lv, logvar)
+    return (d_x - by_x + kl[:, None] * x).to(z.dtype), d_m.to(mu.dtype), d_lv.to(logvar.dtype)
 
 
 # Noise that wants a gradient is rare, and not worth a compiled kernel.
@@ -368,7 +402,7 @@ def dropout_noise_grad(grad_z: Tensor, x: Tensor, log_std: Tensor, noise: Tensor
     return (g * z * torch.exp(a)).to(noise.dtype)
 
 
-# Operators that have no other kernel on any device.
+# Operators that have no other kernel on any device. They say themselves how their results lie in memory.
 EVERYWHERE: dict[str, Callable[..., Any]] = {
     "snapshot": torch.clone,
     "floored_sum": _floored_sum,
@@ -390,4 +424,13 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "aggregate_posterior_backward": _aggregate_posterior_backward,
     "elbo_decomposition": _elbo_decomposition_kernel,
     "elbo_decomposition_backward": _elbo_decomposition_backward,
+}
+
+# What derivatives and graphs of torch.compile are made of: the kernels, but for those that go by chunks of rows. The
+# chunks would save no memory there, and their number would be another for each batch.
+FORMULAS: dict[str, Callable[..., Any]] = {
+    **KERNELS,
+    **EVERYWHERE,
+    "aggregate_posterior": _aggregate_posterior,
+    "elbo_decomposition": _elbo_decomposition,
 }

@@ -21,8 +21,15 @@ def reduce(values: Tensor, kind: int, divisor: int) -> Tensor:
     if kind == Reduction.NONE:
         return values
     if kind == Reduction.SUM or values.dim() == 0:
-        return values.sum() / divisor
-    return values.sum(0 if kind == Reduction.BATCH else -1) / divisor
+        return values.sum() / number(divisor, values)
+    return values.sum(0 if kind == Reduction.BATCH else -1) / number(divisor, values)
+
+
+def number(n: int, like: Tensor) -> int | Tensor:
+    """n, to multiply or divide `like` by: in a graph of torch.compile, torch.vmap knows no symbolic integers."""
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return like.new_full((), n)
+    return n
 
 
 def scale_of(divisor: int) -> float:

@@ -42,26 +42,33 @@ def draw(like: Tensor, noise: Any, generator: Any, rng: Any) -> Tensor | None:
     return torch.randint(_END, (2,), device=like.device, generator=generator)
 
 
-@torch.library.custom_op("fastib::draw_rng", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _drawn(like: Tensor, new: Tensor) -> Tensor:
-    """A draw as torch.compile should see it: to save memory, it may run PyTorch's own random functions again, and the
-    backward pass would have other noise. `new` is an empty tensor of this draw: two of the same would be taken for one.
-    """
+# As torch.compile should see a draw: to save memory, it may run PyTorch's own random functions again, and the backward
+# pass would have other noise. `new` is an empty tensor of this draw: two of the same would be taken for one.
+_library = torch.library.Library("fastib", "FRAGMENT")
+_library.define("draw_rng(Tensor like, Tensor new) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_library.impl("draw_rng", torch.library.fallthrough_kernel, "Autograd")
+_drawn = torch.ops.fastib.draw_rng.default
+
+
+def _draw_kernel(like: Tensor, new: Tensor) -> Tensor:
     return torch.randint(_END, (2,), device=like.device)
 
 
-@_drawn.register_fake
-def _(like: Tensor, new: Tensor) -> Tensor:
+def _draw_fake(like: Tensor, new: Tensor) -> Tensor:
     return like.new_empty((2,), dtype=torch.int64)
 
 
-@_drawn.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], like: Tensor, new: Tensor) -> tuple[Tensor, int | None]:
+def _draw_vmap(info: Any, in_dims: tuple[int | None, ...], like: Tensor, new: Tensor) -> tuple[Tensor, int | None]:
     if info.randomness == "error":
         raise RuntimeError("torch.vmap must be told its randomness, 'same' or 'different', where noise is drawn")
     if info.randomness == "same":
         return _drawn(like, new), None
     return torch.stack([_drawn(like, new) for _ in range(info.batch_size)]), 0
+
+
+_library.impl("draw_rng", _draw_kernel, "CompositeExplicitAutograd")
+torch.library.register_fake(_drawn, _draw_fake, lib=_library)
+torch.library.register_vmap(_drawn, _draw_vmap, lib=_library)
 
 
 def _check_rng(rng: Any, like: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from torch import Tensor
 from fastib import _arguments, _ops, _rng
 from fastib._arguments import Reduction
 from fastib._derivatives import apply
+from fastib._formulas import number
 from fastib.distributed import GlobalBatch, decompose_global
 from fastib.reference import ELBODecomposition
 
@@ -148,7 +149,7 @@ def gaussian_kl(
     batch = _arguments.batch_size(mu.shape)
     over = Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM
     means = apply(_ops.GaussianKL, *tensors, over, max(batch, 1), 0.0)
-    kl = apply(_ops.FlooredSum, means, free_bits) * batch / divisor
+    kl = apply(_ops.FlooredSum, means, free_bits) * number(batch, means) / number(divisor, means)
     return kl
 
 

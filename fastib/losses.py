@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from fastib import _ops
 from fastib._arguments import (
@@ -29,6 +30,7 @@ from fastib._arguments import (
     wants_gradient,
 )
 from fastib._derivatives import transforms_are_active
+from fastib._formulas import number
 from fastib.distributed import Agreement, GlobalBatch, check_group, decompose_global
 from fastib.functional import elbo_decomposition, gaussian_kl
 from fastib.reference import ELBODecomposition, InformationCeiling
@@ -62,7 +64,7 @@ class _VAELoss(nn.Module):
             total = _NEGATIVE_LOG_LIKELIHOODS[self.likelihood](output.to(wide), target.to(wide))
         else:
             total = _OfLowPrecision.apply(output, target, self.likelihood)  # type: ignore[no-untyped-call]
-        return total / (output.shape[0] if batch is None else batch)
+        return total / number(output.shape[0] if batch is None else batch, total)
 
 
 def _bernoulli(output: Tensor, target: Tensor) -> Tensor:
@@ -296,6 +298,11 @@ class _TCTerms(NamedTuple):
 
 class BetaTCVAETerms(_TCTerms, InformationCeiling):
     """The loss of a beta-TCVAE and what it is made of, in nats. All but `loss` are detached: they are for the log."""
+
+
+# Else torch.export.save refuses a model that returns them.
+for result in (VAETerms, BetaTCVAETerms, ELBODecomposition):
+    _register_namedtuple(result, serialized_type_name=f"fastib.{result.__name__}")
 
 
 class BetaTCVAELoss(_VAELoss):

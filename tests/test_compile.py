@@ -3,6 +3,7 @@ for both passes."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 from collections.abc import Callable
@@ -11,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 import torch._functorch.config
-from public import EVERYTHING, LOSSES, STOCHASTIC, tensors
+from public import EVERYTHING, FUNCTIONS, LOSSES, STOCHASTIC, tensors
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.func import grad, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import fastib
 from fastib.losses import AnnealedVAELoss, BetaTCVAELoss, BetaVAELoss
-from fastib.schedules import Linear
+from fastib.schedules import Cosine, Cyclic, Linear, Schedule
 
 DIMS = 7
 
@@ -228,6 +229,77 @@ def test_exports(criterion: nn.Module, strict: bool) -> None:
     assert not torch.equal(drawn(x), drawn(x))
 
 
+class _Encoded(nn.Module):
+    """A function or loss of what a trained layer gives."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.encoder, self.name = nn.Linear(12, 8), name
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        mu, logvar = self.encoder(x).chunk(2, -1)
+        out = tensors(EVERYTHING[self.name](mu, logvar * 0.3))
+        return out[:1] if self.name in LOSSES else out
+
+
+def _values_and_gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    out = model(x)
+    return *out, *torch.autograd.grad(sum(t.sum() for t in out), tuple(model.parameters()))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_an_exported_model_trains(name: str, strict: bool) -> None:
+    """Saved and loaded, of any batch, with the bits of the model's own values and gradients; and when compiled, and in
+    the graph for inference, where PyTorch takes its own likelihoods apart."""
+    model, file = _Encoded(name), io.BytesIO()
+    shapes = {"x": {0: torch.export.Dim("batch", min=2, max=1000)}}
+    program = torch.export.export(model, (torch.rand(16, 12),), dynamic_shapes=shapes, strict=strict)
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file)
+    module, decomposed = loaded.module(), loaded.run_decompositions().module()
+    for batch in (16, 37):
+        x = torch.rand(batch, 12)
+        expected = _values_and_gradients(model, x)
+        for exported in (module, torch.compile(module, backend="aot_eager")):
+            for a, b in zip(_values_and_gradients(exported, x), expected, strict=True):
+                assert torch.equal(a, b), batch
+        torch.testing.assert_close(_values_and_gradients(decomposed, x), expected)
+
+
+@pytest.mark.parametrize("name", ["BetaVAELoss", "BetaTCVAELoss", "elbo_decomposition"])
+def test_an_exported_model_may_return_the_tuple(name: str) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            return EVERYTHING[name](x, x * 0.3)
+
+    x, file = torch.rand(4, 3), io.BytesIO()
+    torch.export.save(torch.export.export(Model(), (x,)), file)
+    file.seek(0)
+    found, expected = torch.export.load(file).module()(x), Model()(x)
+    assert type(found) is type(expected) and all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_exported_model_in_transforms(name: str) -> None:
+    """And derivatives of its gradients."""
+    model, x = _Encoded(name), torch.rand(5, 12)
+    exported = torch.export.export(model, (x,)).module()
+
+    def second(model: nn.Module) -> tuple[Tensor, ...]:
+        parameters = tuple(model.parameters())
+        first = torch.autograd.grad(sum((t**2).sum() for t in model(x)), parameters, create_graph=True)
+        return torch.autograd.grad(sum((t**2).sum() for t in first), parameters)
+
+    def gradient(model: nn.Module) -> dict[str, Tensor]:
+        parameters = {key: value.detach() for key, value in model.named_parameters()}
+        return grad(lambda p: sum((t**2).sum() for t in functional_call(model, p, (x,))))(parameters)
+
+    torch.testing.assert_close(second(exported), second(model))
+    torch.testing.assert_close(gradient(exported), gradient(model), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_every_reduction_and_batch_exports(strict: bool) -> None:
     """Up to the whole data set."""
@@ -246,17 +318,35 @@ def test_every_reduction_and_batch_exports(strict: bool) -> None:
         torch.testing.assert_close(exported(x), All()(x))
 
 
+class _Quadratic(Schedule):
+    """Of a user's own."""
+
+    def at(self, step: int) -> float:
+        return 0.5 * step**2
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_schedule_that_steps_in_a_graph_moves(backend: str) -> None:
-    schedule = Linear(0.0, 4.0, 10)
+@pytest.mark.parametrize(
+    "schedule",
+    [Linear(0.0, 4.0, 20), Cosine(1.0, 5.0, 20), Cyclic(0.0, 4.0, 7), _Quadratic()],
+    ids=lambda schedule: type(schedule).__name__,
+)
+def test_one_graph_of_a_schedule_that_steps(schedule: Schedule, backend: str) -> None:
+    """Through all its course, and on from there without the graph."""
+    schedule = copy.deepcopy(schedule)
 
     def step(x: Tensor) -> Tensor:
         schedule.step()
         return x + schedule.value
 
-    compiled = torch.compile(step, fullgraph=True, backend=backend)
-    values = [compiled(torch.zeros(1)).item() for _ in range(4)]
-    assert values == pytest.approx([0.4, 0.8, 1.2, 1.6]) and schedule.value.item() == pytest.approx(1.6)
+    counter, zero = CompileCounterWithBackend(backend), torch.zeros(1, dtype=torch.float64)
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for steps in range(1, 25):
+        assert compiled(zero).item() == pytest.approx(schedule.at(steps), rel=1e-15, abs=1e-15)
+        assert schedule.steps == steps and schedule.get_extra_state() == {"steps": steps}
+    assert counter.frame_count == 1
+    schedule.step()
+    assert schedule.value.item() == schedule.at(25)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -296,6 +386,70 @@ def test_transforms_in_a_graph(name: str) -> None:
         torch._dynamo.reset()
         compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(*inputs), fn(*inputs), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_noise_drawn_in_transforms_in_a_graph(name: str) -> None:
+    """With the same seed, the gradients of the eager call; in vmap, other ones for each example."""
+
+    def loss(mu: Tensor, logvar: Tensor) -> Tensor:
+        return tensors(STOCHASTIC[name](mu, logvar))[0].sum()
+
+    inputs = torch.full((4, 3), 0.5), torch.zeros(4, 3)
+    results = []
+    for fn in (grad(loss, (0, 1)), torch.compile(grad(loss, (0, 1)), fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        results.append(fn(*inputs))
+    torch.testing.assert_close(*results)
+    of_each = vmap(grad(loss, (0, 1)), randomness="different")
+    _, by_logvar = torch.compile(of_each, fullgraph=True, backend="aot_eager")(*(t.expand(2, 4, 3) for t in inputs))
+    assert not torch.equal(*by_logvar)
+
+
+_SHARED = torch.randn(4, 3, dtype=torch.float64) * 0.3
+_OF_ONE: dict[str, Callable[[Tensor], Any]] = {
+    **{f"{name}_mu": lambda t, f=f: tensors(f(t, _SHARED)) for name, f in FUNCTIONS.items()},
+    **{f"{name}_logvar": lambda t, f=f: tensors(f(_SHARED, t)) for name, f in FUNCTIONS.items()},
+    "noise": lambda t: fastib.reparameterize(_SHARED, _SHARED, noise=t),
+    "noise_with_kl": lambda t: fastib.reparameterize_with_kl(_SHARED, _SHARED, noise=t),
+    "noise_of_dropout": lambda t: fastib.information_dropout(_SHARED.exp(), _SHARED, noise=t),
+    "rng": lambda t: fastib.reparameterize(_SHARED, _SHARED, rng=t.flatten()[:2].long()),
+    "priors": lambda t: fastib.gaussian_kl(_SHARED, _SHARED, t, t, reduction="none"),
+    "log_weights": lambda t: fastib.aggregate_posterior(_SHARED, _SHARED, _SHARED, log_weights=t @ t.mT),
+    "z": lambda t: tuple(fastib.elbo_decomposition(t, _SHARED, _SHARED, 100)),
+    "mu": lambda t: tuple(fastib.elbo_decomposition(_SHARED, t, _SHARED, 100)),
+    "logvar": lambda t: tuple(fastib.elbo_decomposition(_SHARED, _SHARED, t, 100)),
+}
+
+
+@pytest.mark.parametrize("name", _OF_ONE)
+def test_vmap_over_one_of_the_inputs_in_a_graph(name: str) -> None:
+    fn, examples = vmap(_OF_ONE[name]), torch.randn(2, 4, 3, dtype=torch.float64)
+    torch.testing.assert_close(torch.compile(fn, fullgraph=True, backend="aot_eager")(examples), fn(examples))
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_one_graph_of_a_gradient_serves_all_batches(name: str) -> None:
+    """Those of each example, and forward ones, serve some: PyTorch compiles them anew for each size."""
+
+    def loss(mu: Tensor, logvar: Tensor) -> Tensor:
+        out = tensors(EVERYTHING[name](mu, logvar))
+        return sum((t**2).sum() for t in out[: 1 if name in LOSSES else None])  # type: ignore[return-value]
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(grad(loss, (0, 1)), fullgraph=True, backend=counter)
+    for batch in range(5, 15):
+        inputs = [t.detach().double() * 0.3 for t in _inputs(batch, 3)]
+        torch.testing.assert_close(compiled(*inputs), grad(loss, (0, 1))(*inputs), rtol=1e-6, atol=1e-7)
+    assert counter.frame_count <= 2
+    compiled = torch.compile(vmap(grad(loss, (0, 1))), fullgraph=True, backend="aot_eager")
+    forwards = torch.compile(lambda a, b: jvp(loss, (a, b), (b, a))[1], fullgraph=True, backend="aot_eager")
+    for batch in (5, 6):
+        inputs = [torch.randn(2, batch, 3).double() * 0.3 for _ in range(2)]
+        torch.testing.assert_close(compiled(*inputs), vmap(grad(loss, (0, 1)))(*inputs), rtol=1e-6, atol=1e-7)
+        mu, logvar = inputs[0][0], inputs[1][0]
+        expected = jvp(loss, (mu, logvar), (logvar, mu))[1]
+        torch.testing.assert_close(forwards(mu, logvar), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_a_graph_in_transforms() -> None:
