@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, register_kl
 
+from fastib._formulas import accumulate
 from fastib.functional import gaussian_kl, reparameterize
 
 __all__ = ["Normal", "kl_divergence"]
@@ -19,15 +20,15 @@ class Normal(torch.distributions.Normal):
     """A normal distribution, as PyTorch's own::
 
         posterior = Normal(mu, torch.exp(logvar / 2))
-        z = posterior.rsample()                       # fastib.reparameterize(mu, logvar)
+        z = posterior.rsample()                       # mu + scale * noise, the noise of fastib.reparameterize
         kl = kl_divergence(posterior, Normal(0, 1))   # fastib.gaussian_kl(mu, logvar, reduction="none")
 
     Args:
         loc, scale: mean and standard deviation: tensors that broadcast together, or numbers.
         validate_args: whether to check them, as in `torch.distributions.Normal`.
 
-    `rsample` and the first argument of `kl_divergence` are fastib's, in memory and noise; from a logarithm of the
-    variance, its own functions save the way over `scale` and back.
+    Dtypes are promoted, and `loc` and `scale` may be as small or large, as in PyTorch's own. A model that has the
+    logarithm of the variance saves time and memory with fastib's own functions, which need no `scale`.
 
     Gradients: loc and scale, through both.
 
@@ -42,14 +43,9 @@ class Normal(torch.distributions.Normal):
     tensor([0.5000, 0.5000])
     """
 
-    @property
-    def logvar(self) -> Tensor:
-        """The logarithm of the variance."""
-        return 2 * self.scale.log()
-
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        return reparameterize(self.loc.expand(shape), self.logvar.expand(shape))
+        zero = self.loc.new_zeros(()).expand(self._extended_shape(torch.Size(sample_shape)))
+        return self.loc + self.scale * reparameterize(zero, zero)
 
 
 def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
@@ -68,6 +64,8 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
 
 @register_kl(Normal, torch.distributions.Normal)  # type: ignore[untyped-decorator]
 def _between_normals(p: Normal, q: torch.distributions.Normal) -> Tensor:
-    shape = torch.broadcast_shapes(p.loc.shape, q.loc.shape)
-    q_logvar = q.logvar if isinstance(q, Normal) else 2 * q.scale.log()
-    return gaussian_kl(p.loc.expand(shape), p.logvar.expand(shape), q.loc, q_logvar, reduction="none")
+    # In units of q's scale, whose square may be too small for a number.
+    loc, scale, of_loc, of_scale = accumulate(p.loc, p.scale, q.loc, q.scale)
+    distance, ratio = (loc - of_loc) / of_scale, scale / of_scale
+    dtype = torch.promote_types(distance.dtype, ratio.dtype)
+    return gaussian_kl(distance.to(dtype), 2 * ratio.to(dtype).log(), reduction="none")

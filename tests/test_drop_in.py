@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerance import assert_within_budget
 
 import fastib
+from fastib._arguments import accumulate_dtype
+from fastib.distributions import Normal, kl_divergence
 
 _MODEL = """
 import torch
@@ -22,8 +25,8 @@ class Model(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 16))
 
 torch.manual_seed(0)
-data = (torch.rand(256, 16) < torch.rand(256, 1)).float()
-model = Model()
+data = (torch.rand(256, 16) < torch.rand(256, 1)).to(dtype)
+model = Model().to(dtype)
 optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
 curve = []
 for step in range(60):
@@ -69,27 +72,26 @@ def loss_of(model, x, mu, logvar):
 """
 
 
-def _curve(program: str, imported_from: str, path: Path) -> list[float]:
+def _curve(program: str, imported_from: str, dtype: torch.dtype, path: Path) -> list[float]:
     path.write_text(program.replace("from interfaces import", f"from {imported_from} import", 1) + _MODEL)
-    curve: list[float] = runpy.run_path(str(path))["curve"]
+    curve: list[float] = runpy.run_path(str(path), {"dtype": dtype})["curve"]
     return curve
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     "program, module",
     [(DISTRIBUTIONS, "fastib.distributions"), (FUNCTIONS, "fastib"), (TERMS, "fastib")],
     ids=["distributions", "functions", "terms"],
 )
-def test_an_import_changes_no_curve(program: str, module: str, tmp_path: Path) -> None:
-    plain, ours = (_curve(program, name, tmp_path / "program.py") for name in ("interfaces", module))
+def test_an_import_changes_no_curve(program: str, module: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    plain, ours = (_curve(program, name, dtype, tmp_path / "program.py") for name in ("interfaces", module))
     assert ours == pytest.approx(plain, rel=1e-4) and ours != plain
     assert sum(ours[-10:]) < sum(ours[:10])  # it trains
 
 
 def test_distributions_are_those_of_pytorch() -> None:
     """Shapes, broadcasting, gradients, and what PyTorch builds on them."""
-    from fastib.distributions import Normal, kl_divergence
-
     mu, scale = torch.randn(5, 3, requires_grad=True), (torch.rand(5, 3) + 0.1).requires_grad_()
     ours, plain = Normal(mu, scale), torch.distributions.Normal(mu, scale)
     priors = (0.0, 1.0), (torch.randn(3), torch.rand(3) + 0.1), (torch.randn(2, 1, 3), torch.rand(2, 1, 3) + 0.1)
@@ -120,9 +122,66 @@ def test_distributions_are_those_of_pytorch() -> None:
         Normal(mu, -scale, validate_args=True)
 
 
+_DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", _DTYPES, ids=str)
+@pytest.mark.parametrize("of_scale", _DTYPES, ids=str)
+def test_distributions_promote_as_pytorch(dtype: torch.dtype, of_scale: torch.dtype) -> None:
+    """But that what is below float32 has its KL in that."""
+    loc, scale = torch.randn(3, dtype=dtype), torch.rand(3).to(of_scale) + 1
+    ours, plain = Normal(loc, scale), torch.distributions.Normal(loc, scale)
+    assert ours.rsample((2,)).dtype == plain.rsample((2,)).dtype
+    numbers = (0, 1), (0.0, 1.0), (torch.tensor(0.0).double(), torch.tensor(1.0).double())
+    for prior in (*numbers, *((torch.zeros(3, dtype=of), torch.ones(3, dtype=of)) for of in _DTYPES)):
+        for q in (Normal(*prior), torch.distributions.Normal(*prior)):
+            kl = kl_divergence(ours, q)
+            expected = torch.distributions.kl_divergence(plain, torch.distributions.Normal(*prior))
+            assert kl.dtype == accumulate_dtype(expected.dtype)
+            torch.testing.assert_close(kl, expected.to(kl.dtype), rtol=0.05, atol=0.05)
+            independent = [torch.distributions.Independent(of, 1) for of in (ours, q.expand((3,)))]
+            torch.testing.assert_close(kl_divergence(*independent), kl.sum(), check_dtype=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_distributions_are_as_exact_as_those_of_pytorch(dtype: torch.dtype) -> None:
+    """Of small scales, too. A KL in float32 is held to the budget of the dtype of its distributions."""
+    loc, scale = torch.randn(500).to(dtype), torch.exp(torch.linspace(-7, 3, 500)).to(dtype)
+    seed, leaves = 5, [t.clone().requires_grad_() for t in (loc, scale)]
+
+    def drawn(of: torch.distributions.Normal) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return of.rsample()
+
+    eps = drawn(Normal(torch.zeros(500, dtype=dtype), 1.0))
+    oracle = loc.double() + scale.double() * drawn(Normal(torch.zeros(500), 1.0)).double()
+    z = drawn(Normal(*leaves))
+    assert_within_budget(z, loc + scale * eps, oracle)
+    for a, b in zip(torch.autograd.grad(z.sum(), leaves), (torch.ones_like(loc), eps), strict=True):
+        assert torch.equal(a, b)
+    priors = (0.0, 1.0), (loc.flip(0), scale.flip(0))
+    for prior in priors:
+        q = [torch.as_tensor(t) for t in prior]
+        doubles, of_doubles = (torch.distributions.Normal(*(t.double() for t in of)) for of in ((loc, scale), q))
+        oracle = torch.distributions.kl_divergence(doubles, of_doubles)
+        plain = torch.distributions.kl_divergence(
+            torch.distributions.Normal(loc, scale), torch.distributions.Normal(*prior)
+        )
+        assert_within_budget(kl_divergence(Normal(loc, scale), Normal(*prior)).to(dtype), plain, oracle)
+
+
+def test_scales_whose_squares_are_no_numbers() -> None:
+    """In float32: gradients as PyTorch's where a scale is 0, and a KL of 0.5 at one deviation from a narrow prior."""
+    loc, logvar = torch.randn(5, requires_grad=True), torch.full((5,), -300.0, requires_grad=True)
+    z = Normal(loc, torch.exp(logvar / 2), validate_args=False).rsample()
+    by_loc, by_logvar = torch.autograd.grad(z.sum(), (loc, logvar))
+    assert torch.equal(by_loc, torch.ones(5)) and torch.equal(by_logvar, torch.zeros(5))
+    narrow = torch.tensor(1e-22)
+    torch.testing.assert_close(kl_divergence(Normal(narrow, narrow), Normal(0.0, narrow)), torch.tensor(0.5))
+
+
 def test_distributions_compile_whole() -> None:
     """Which PyTorch's own do not."""
-    from fastib.distributions import Normal, kl_divergence
 
     def loss(mu: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         posterior = Normal(mu, scale)
