@@ -1,6 +1,6 @@
 """One batch over the ranks of torch.distributed: rows stay where they are, and all ranks' posteriors come to them.
 
-What is sent for a step, of B posteriors of D dimensions on this rank, in a batch of all ranks' sizes B_r: 80 bytes and
+What is sent for a step, of B posteriors of D dimensions on this rank, in a batch of all ranks' sizes B_r: 112 bytes and
 the 2 B D numbers of mu and logvar, in their own dtype, to each other rank; in the backward pass 2 B_r D float32 numbers
 (float64 for float64) to each; and sums of 1 to 3 float64 numbers. Rows are filled up to those of the largest part.
 """
@@ -8,6 +8,7 @@ the 2 B D numbers of mu and logvar, in their own dtype, to each other rank; in t
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ from fastib._arguments import Reduction
 from fastib._derivatives import apply, transforms_are_active
 from fastib.reference import ELBODecomposition
 
-Agreement = Sequence[tuple[str, int, Sequence[Any] | None]]
-_LONGEST = 10  # integers that a rank says of its call
+Agreement = Sequence[tuple[str, int, Any]]  # a name, and a value or the index of one of some choices
+_LONGEST = 14  # integers that a rank says of its call
 _FAILED = -1
 
 
@@ -41,6 +42,19 @@ def check_group(group: Any) -> None:
         raise ValueError("group must have this process among its ranks")
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"group must be a torch.distributed.ProcessGroup, got {type(group).__name__} {group!r}")
+
+
+class _Numbers:
+    """What an integer of 64 bits stands for, where all ranks must have the same number."""
+
+    def __getitem__(self, bits: int) -> float:
+        (number,) = struct.unpack("d", struct.pack("q", bits))
+        return float(number)
+
+
+def agree_on(name: str, number: float) -> tuple[str, int, Any]:
+    (bits,) = struct.unpack("q", struct.pack("d", number))
+    return name, bits, _Numbers()
 
 
 class GlobalBatch:

@@ -31,7 +31,7 @@ from fastib._arguments import (
 )
 from fastib._derivatives import transforms_are_active
 from fastib._formulas import number
-from fastib.distributed import Agreement, GlobalBatch, check_group, decompose_global
+from fastib.distributed import Agreement, GlobalBatch, agree_on, check_group, decompose_global
 from fastib.functional import elbo_decomposition, gaussian_kl
 from fastib.reference import ELBODecomposition, InformationCeiling
 from fastib.schedules import Linear, Schedule
@@ -48,7 +48,7 @@ class VAETerms(NamedTuple):
 class _VAELoss(nn.Module):
     def __init__(self, likelihood: str) -> None:
         super().__init__()
-        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
+        check_choice("likelihood", likelihood, _LIKELIHOODS)
         self.likelihood = likelihood
 
     def step(self) -> None:
@@ -76,6 +76,7 @@ def _gaussian(output: Tensor, target: Tensor) -> Tensor:
 
 
 _NEGATIVE_LOG_LIKELIHOODS = {"bernoulli": _bernoulli, "gaussian": _gaussian}  # summed
+_LIKELIHOODS = tuple(_NEGATIVE_LOG_LIKELIHOODS)
 _PIECE = 2**16  # elements that are in float32 at once
 
 
@@ -154,6 +155,10 @@ def _value(schedule: Schedule, kl: Tensor) -> Tensor:
 
 def _weighted(weight: float | Schedule, term: Tensor) -> Tensor:
     return (_value(weight, term) if isinstance(weight, Schedule) else weight) * term
+
+
+def _number(weight: float | Schedule) -> float:
+    return weight.at(weight.steps) if isinstance(weight, Schedule) else weight
 
 
 def _kl_of_samples(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -393,7 +398,13 @@ class BetaTCVAELoss(_VAELoss):
             _check(output, target, mu, logvar, None, "batch")
             rows, agreed = decomposition_of_rank(z, mu, logvar, self.dataset_size, self.estimator)
             wanted = wants_gradient(output, target)
-            return rows, [*agreed, ("requires_grad of output or target", int(wanted), (False, True))]
+            weights = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+            return rows, [
+                *agreed,
+                ("requires_grad of output or target", int(wanted), (False, True)),
+                ("likelihood", _LIKELIHOODS.index(self.likelihood), _LIKELIHOODS),
+                *(agree_on(name, _number(weight)) for name, weight in weights.items()),
+            ]
 
         batch = GlobalBatch(self.group, check)
         terms = decompose_global(batch, z, mu, logvar, self.dataset_size, self.estimator)
@@ -406,9 +417,14 @@ class BetaTCVAELoss(_VAELoss):
             )
         return self.__dict__
 
+    def __copy__(self) -> BetaTCVAELoss:
+        copied = type(self).__new__(type(self))
+        copied.__dict__ = self.__dict__.copy()
+        return copied
+
     def __deepcopy__(self, memo: dict[int, Any]) -> BetaTCVAELoss:
         memo[id(self.group)] = self.group  # which is not for copying
-        copied = type(self).__new__(type(self))
+        copied = copy.copy(self)
         memo[id(self)] = copied
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied

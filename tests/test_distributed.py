@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fastib
 from fastib import distributed, reference
 from fastib.losses import BetaTCVAELoss
+from fastib.schedules import Linear
 
 N = 1000
 EVEN, UNEVEN, EMPTY = (6, 6), (7, 2), (5, 0)
@@ -151,7 +152,7 @@ def test_bytes_that_are_sent(dtype: torch.dtype) -> None:
     """As `fastib.distributed` states them, for B = 6 and D = 3."""
     for counts in on_ranks(2, _counted, EVEN, dtype):
         assert counts == [
-            ("_gather", 80),
+            ("_gather", 112),
             ("_gather", 2 * 6 * 3 * dtype.itemsize),
             ("all_reduce", 3 * 8),
             ("all_reduce", 3 * 8),
@@ -214,6 +215,47 @@ def test_ranks_that_disagree() -> None:
 def _loss_with_a_wrong_target(rank: int) -> None:
     x, z = torch.rand(4, 5), torch.randn(4, 3)
     BetaTCVAELoss(dataset_size=N, group=dist.group.WORLD)(x, x[:, rank:], z, z, z)
+
+
+def _other_losses(rank: int) -> list[str]:
+    z, x, found = torch.randn(4, 3), torch.rand(4, 5), []
+    moved = Linear(0.0, 1.0, 4)
+    if rank:
+        moved.step()
+    for other in ({"beta": 6.0 + rank}, {"gamma": moved}, {"likelihood": ("bernoulli", "gaussian")[rank]}, {"beta": 2}):
+        try:
+            BetaTCVAELoss(dataset_size=N, group=dist.group.WORLD, **other)(x, x, z, z, z)
+            found.append("nothing")
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def test_ranks_that_have_other_losses() -> None:
+    for said in on_ranks(2, _other_losses):
+        assert said == [
+            "beta must be the same on all ranks of the group, got [6.0, 7.0]",
+            "gamma must be the same on all ranks of the group, got [0.0, 0.25]",
+            "likelihood must be the same on all ranks of the group, got ['bernoulli', 'gaussian']",
+            "nothing",
+        ]
+
+
+def _loss_leaves(rank: int, when: str) -> None:
+    x, z = torch.rand(4, 5), torch.randn(4, 3, requires_grad=True)
+    if rank == 1 and when == "before":
+        raise ValueError("broken data")
+    terms = BetaTCVAELoss(dataset_size=N, group=dist.group.WORLD)(x, x, z, z, z)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    terms.loss.backward()
+
+
+@pytest.mark.parametrize("when", ["before", "killed"])
+def test_a_rank_that_leaves_a_loss_ends_the_others(when: str) -> None:
+    first, second = on_ranks(2, _loss_leaves, when)
+    assert re.match("RuntimeError: rank 0 of 2 waited for a rank of its group that has failed or left: .", first)
+    assert second is None if when == "killed" else second == "ValueError: broken data"
 
 
 def _leaves(rank: int, when: str) -> None:
@@ -295,7 +337,10 @@ def _alone(rank: int) -> Any:
     assert torch.equal(torch.stack(tuple(ours)), torch.stack(tuple(expected)))
     assert ours.mutual_information_ceiling == expected.mutual_information_ceiling
     criterion = BetaTCVAELoss(dataset_size=N, group=mine[rank])
-    assert copy.deepcopy(criterion).group is mine[rank] and "group" not in criterion.state_dict()
+    assert (
+        all(again(criterion).group is mine[rank] for again in (copy.copy, copy.deepcopy))
+        and "group" not in criterion.state_dict()
+    )
     with pytest.raises(TypeError, match="group"):
         pickle.dumps(criterion)
     fastib.elbo_decomposition(z, z, z, N, group=mine[1 - rank])
