@@ -406,6 +406,8 @@ def dropout_noise_grad(grad_z: Tensor, x: Tensor, log_std: Tensor, noise: Tensor
 EVERYWHERE: dict[str, Callable[..., Any]] = {
     "snapshot": torch.clone,
     "floored_sum": _floored_sum,
+    "noise_grad": noise_grad,
+    "dropout_noise_grad": dropout_noise_grad,
     "log_variance_penalty_backward": log_variance_penalty_backward,
 }
 

@@ -112,7 +112,7 @@ def log_weights(
     w_self, w_other = weights
     own = torch.arange(z.shape[0], device=z.device)[:, None] + row_offset
     is_own = own == torch.arange(mu.shape[0], device=z.device)
-    return torch.log(torch.where(is_own, z.new_tensor(w_self), z.new_tensor(w_other)))
+    return torch.log(torch.where(is_own, z.new_full((), w_self), z.new_full((), w_other)))
 
 
 def mixture(pairs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,22 @@ def reparameterize_backward(grad_z: Tensor, logvar: Tensor, noise: Tensor | None
     return torch.empty_like(logvar)
 
 
+@_operator("noise_grad(Tensor grad_z, Tensor logvar) -> Tensor")
+def noise_grad(grad_z: Tensor, logvar: Tensor) -> Tensor:
+    """An operator for the bits alone: torch.compile has an exponential of its own."""
+    return _fallback.noise_grad(grad_z, logvar)
+
+
+@_operator("dropout_noise_grad(Tensor grad_z, Tensor x, Tensor log_std, Tensor noise, bool mean_one) -> Tensor")
+def dropout_noise_grad(grad_z: Tensor, x: Tensor, log_std: Tensor, noise: Tensor, mean_one: bool) -> Tensor:
+    return _fallback.dropout_noise_grad(grad_z, x, log_std, noise, mean_one)
+
+
+def _in_graphs(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """What is an operator for torch.compile alone: elsewhere it is a few of PyTorch's."""
+    return operator if torch.compiler.is_compiling() else _fallback.EVERYWHERE[operator._opname]  # type: ignore[attr-defined]
+
+
 @differentiable(
     reparameterize, tensors=4, of_first=(2,), kept=lambda mu, logvar, noise, rng: (logvar, logvar, noise, rng)
 )
@@ -94,7 +110,7 @@ class Reparameterize(Differentiable):
         _, logvar, noise, rng = tensors
         (grad_z,) = grads
         d_logvar = reparameterize_backward(grad_z, logvar, noise, rng) if needed[1] else None
-        d_noise = _fallback.noise_grad(grad_z, logvar) if needed[2] else None
+        d_noise = _in_graphs(noise_grad)(grad_z, logvar) if needed[2] else None
         return grad_z, d_logvar, d_noise, None
 
 
@@ -264,7 +280,7 @@ class ReparameterizeWithKL(Differentiable):
         d_mu, d_logvar = reparameterize_with_kl_backward(
             grad_z, grad_kl, mu, logvar, noise, rng, reduction, divisor, by_mu + 2 * by_logvar
         )
-        d_noise = _fallback.noise_grad(grad_z, logvar) if by_noise else None
+        d_noise = _in_graphs(noise_grad)(grad_z, logvar) if by_noise else None
         return d_mu if by_mu else None, d_logvar if by_logvar else None, d_noise, None
 
 
@@ -292,9 +308,7 @@ class LogVariancePenalty(Differentiable):
 
     @staticmethod
     def gradients(needed: Needed, grads: Grads, tensors: Tensors, options: Options) -> Grads:
-        compiling = torch.compiler.is_compiling()
-        backward = log_variance_penalty_backward if compiling else _fallback.log_variance_penalty_backward
-        return (backward(*grads, *tensors, *options),)
+        return (_in_graphs(log_variance_penalty_backward)(*grads, *tensors, *options),)
 
 
 _DROPOUT = (
@@ -347,7 +361,7 @@ class InformationDropout(Differentiable):
         x, log_std, prior_mean, prior_log_std, noise, _ = tensors
         d_noise = None
         if by_noise:
-            d_noise = _fallback.dropout_noise_grad(grads[0], x, log_std, noise, mean_one=options[2])
+            d_noise = _in_graphs(dropout_noise_grad)(grads[0], x, log_std, noise, options[2])
         return (
             d_x if by_x else None,
             d_log_std if by_log_std else None,

@@ -22,13 +22,15 @@ value.
 Under torch.autocast, tensors of several dtypes are promoted to the widest of them.
 
 Derivatives. Gradients are compiled kernels'. Derivatives of gradients, and those forwards, are taken from the expression
-in plain PyTorch, in the memory that it takes. `torch.func` has all its transforms; `vmap` runs `gaussian_kl` and
-`log_variance_penalty` for all examples at once, and the others for one after the other.
+in plain PyTorch, in the memory that it takes. `torch.func` has all its transforms but `functionalize`, which knows no
+autograd.Function; `vmap` runs `gaussian_kl` and `log_variance_penalty` for all examples at once, and the others for one
+after the other.
 
 torch.compile. One graph serves all sizes of a batch, with the bits of the eager call; it refuses `generator`. Noise is
 drawn anew in each call, and never again for a backward pass that recomputes to save memory, except at
 `torch._functorch.config.activation_memory_budget = 0`, which repeats whatever has been drawn: pass `rng` there. Inside a
-graph, `torch.func` differentiates the expression in plain PyTorch.
+graph, `torch.func` differentiates the expression in plain PyTorch; where PyTorch compiles a broadcast anew for each size
+of a batch, as in `jvp` and in `vmap` of `grad`, so it does. An exported model trains, by the same kernels.
 """
 
 from __future__ import annotations
@@ -472,8 +474,8 @@ def elbo_decomposition(
             posteriors stay there, and the posteriors of all ranks come to them (see `fastib.distributed` for what is
             sent). "sum" and "mean" are then over the samples of all ranks, and the same on each; their gradients are
             those to be averaged over the ranks, as DistributedDataParallel does, so that they are one process's on the
-            whole batch. "none" gives this rank's samples. Under torch.compile it breaks the graph, and a derivative of
-            its gradients is refused.
+            whole batch. "none" gives this rank's samples, and gradients of the sum of all ranks' losses, not to be averaged.
+            Under torch.compile it breaks the graph, and a derivative of its gradients is refused.
 
     Returns:
         A named tuple (mutual_information, total_correlation, dimension_wise_kl) in nats, in float32 (float64 for

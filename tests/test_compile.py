@@ -69,6 +69,16 @@ def test_inductor_changes_no_bit(name: str) -> None:
                 assert torch.equal(a, b), batch
 
 
+@pytest.mark.parametrize("name", ["reparameterize", "reparameterize_with_kl", "information_dropout"])
+def test_inductor_changes_no_bit_of_the_gradient_of_noise(name: str) -> None:
+    mu, logvar, noise = (torch.randn(50, 7, requires_grad=True) for _ in range(3))
+    eager, compiled = STOCHASTIC[name], torch.compile(STOCHASTIC[name], fullgraph=True)
+    ours, expected = (
+        torch.autograd.grad(tensors(f(mu, logvar, noise=noise))[0].sum(), noise) for f in (compiled, eager)
+    )
+    assert torch.equal(*ours, *expected)
+
+
 def test_automatic_dynamic_shapes_compile_twice() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(EVERYTHING["BetaTCVAELoss"], fullgraph=True, backend=counter)

@@ -13,6 +13,7 @@ import torch
 from devices import allocations
 from public import DETERMINISTIC, EVERYTHING, FUNCTIONS, RNG, STOCHASTIC, tensors
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 import fastib
@@ -230,6 +231,36 @@ def test_deterministic_algorithms_refuse_nothing(name: str) -> None:
         out = [t for t in tensors(EVERYTHING[name](*inputs)) if t.requires_grad]
         results.append((*out, *torch.autograd.grad(sum(t.sum() for t in out), inputs)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class _OnTheDevice(TorchDispatchMode):
+    """Refuses what waits for a device: numbers read from it, shapes that depend on them, and tensors made of the host's."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item", "lift_fresh")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        assert name not in self.WAITS, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_nothing_waits_for_the_device(name: str) -> None:
+    """In both passes, with noise drawn and given, nor in a derivative of the gradient."""
+    mu, logvar = (torch.randn(6, 4, requires_grad=True) for _ in range(2))
+    for fn in (EVERYTHING[name], *([STOCHASTIC[name]] if name in STOCHASTIC else [])):
+        with _OnTheDevice():
+            total = sum(t.sum() for t in tensors(fn(mu, logvar)) if t.requires_grad)
+            gradients = torch.autograd.grad(total, (mu, logvar), create_graph=True, allow_unused=True)
+            again = [g.sum() for g in gradients if g is not None and g.requires_grad]
+            if again:
+                torch.autograd.grad(sum(again), (mu, logvar), allow_unused=True)
+
+
+def test_the_mode_above_sees_what_waits() -> None:
+    for waits in (lambda t: t.item(), lambda t: bool(t > 0), lambda t: torch.tensor(1.0), lambda t: t[t > 0]):
+        with pytest.raises(AssertionError, match="waits for the device"), _OnTheDevice():
+            waits(torch.ones(()))  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
