@@ -22,8 +22,8 @@ from torch import Tensor
 import fastib
 from benches import provenance
 from benches.tables import markdown
+from fastib._extras import require
 from fastib.metrics import exact_elbo_decomposition
-from fastib.plots import require_matplotlib
 
 Row = dict[str, Any]
 RESULTS, NAME = Path(__file__).parent / "results", "estimators.json"
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
     parser = argparse.ArgumentParser(prog="python -m benches.estimators", description="Bias and spread of estimators.")
     parser.add_argument("--trials", type=int, default=200, help="minibatches of each size (default: 200)")
     arguments = parser.parse_args(argv)
-    require_matplotlib()
+    require("matplotlib", "a picture")
     if arguments.trials < 2:
         parser.error(f"argument --trials: must be at least 2, got {arguments.trials}")
     rows = list(measure(arguments.trials))

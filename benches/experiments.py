@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -65,7 +66,7 @@ _VIB = {"model": "vib", "learning_rate": 5e-4, "decay": 0.97, "average": 0.999, 
 _FASHION = {"dataset": "fashion-mnist", "data": FASHION, "hidden": 512, "latent_dim": 64, "batch": 100}
 _DIGITS = {"dataset": "digits", "hidden": 256, "latent_dim": 32, "batch": 100}
 _CNN = {"model": "information-dropout", "dataset": "occluded", "data": FASHION, "width": 16, "batch": 64}
-_CNN |= {"steps": 4000, "learning_rate": 2e-3, "decay": 0.1, "decay_steps": 3000, "log_every": 250}
+_CNN |= {"steps": 3000, "learning_rate": 2e-3, "decay": 0.1, "decay_steps": 2250, "log_every": 250}
 BETAS_OF_VIB = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 
 EXPERIMENTS = {
@@ -115,8 +116,8 @@ def command(values: Values) -> str:
     """What repeats a run."""
     if values["model"] == "column-tcvae":
         return "python -m benches.experiments beta-tcvae"
-    flags = " ".join(f"--{k} {str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items() if k != "model")
-    return f"python -m fastib train {values['model']} {flags}"
+    flags = [f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items() if k != "model"]
+    return shlex.join(["python", "-m", "fastib", "train", values["model"], *flags])
 
 
 def make(values: Values, folder: Path) -> None:
@@ -126,8 +127,8 @@ def make(values: Values, folder: Path) -> None:
     evaluate.run(folder / checkpoints.NAME)
 
 
-def start(name: str, values: Values, work: Path, results: Path) -> None:
-    """Makes a run in a process of its own, and writes its line."""
+def start(name: str, values: Values, work: Path, results: Path) -> bool:
+    """Makes a run in a process of its own, and writes its line; says whether it was finished."""
     folder, started = work / name / label(values), time.monotonic()
     process = subprocess.run(
         [sys.executable, "-m", "benches.experiments", "--make", json.dumps(values), "--work", str(folder)],
@@ -143,12 +144,14 @@ def start(name: str, values: Values, work: Path, results: Path) -> None:
         if name == "annealed-vae":  # of which there is a picture
             row["log"] = logs.read(folder / logs.NAME)
     else:
-        row["failure"] = process.stderr.strip().splitlines()[-1]
+        said = process.stderr.strip().splitlines() or [f"ended with status {process.returncode}"]
+        row["failure"] = said[-1]
     header = provenance.header()
     row["origin"] = {key: header[key] for key in ("date", "cpu", "torch", "commit", "dirty")}
     with results.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(f"{folder.name}: {row.get('failure', 'done')}, {row['seconds']} s", flush=True)
+    return "failure" not in row
 
 
 def done(results: Path) -> list[Values]:
@@ -175,10 +178,8 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS / NAME) -> i
     made = [(row["experiment"], row["config"]) for row in done(results) if "failure" not in row]
     wanted = [(name, values) for name in arguments.names or EXPERIMENTS for values in runs(name)]
     with ThreadPoolExecutor(arguments.workers) as workers:
-        for name, values in wanted:
-            if (name, values) not in made:
-                workers.submit(start, name, values, arguments.work, results)
-    return 0
+        runs_ = [workers.submit(start, *run, arguments.work, results) for run in wanted if run not in made]
+        return int(not all(run.result() for run in runs_))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ _VAE = {
 }
 _VIB = {
     "error": "error",
+    "of 12 samples": "error_of_12_samples",
     "information": "information",
     "error at 0.01": "error_of_adversary_0.01",
     "at 0.03": "error_of_adversary_0.03",
@@ -80,12 +82,18 @@ and `python -m benches.gallery`; the command and the results of every run are in
 
 
 def groups(rows: Sequence[Values], name: str) -> dict[tuple[str, ...], list[Values]]:
-    """The runs of an experiment that differ by the seed alone, by what tells them from others."""
+    """The runs of an experiment that differ by the seed alone, by what tells them from others; of what was run again,
+    the last."""
+    last = {json.dumps(row["config"], sort_keys=True): row for row in rows if row["experiment"] == name}
     found: dict[tuple[str, ...], list[Values]] = {}
-    for row in rows:
-        if row["experiment"] == name:
-            found.setdefault(tuple(_said(row["config"], key) for key in OWN[name]), []).append(row)
+    for row in last.values():
+        found.setdefault(tuple(_said(row["config"], key) for key in OWN[name]), []).append(row)
     return found
+
+
+def drawn(rows: Sequence[Values], name: str) -> dict[tuple[str, ...], list[Values]]:
+    """Those of which a run was finished."""
+    return {own: runs for own, runs in groups(rows, name).items() if any("results" in run for run in runs)}
 
 
 def _said(config: Values, key: str) -> str:
@@ -134,7 +142,7 @@ def _sweep(rows: Sequence[Values], path: Path) -> None:
     """Distortion against rate, and the parts of the rate against beta."""
     figure = plots.new_figure(10, 4)
     left, right = figure.subplots(1, 2)
-    found = groups(rows, "beta-vae")
+    found = drawn(rows, "beta-vae")
     rates, distortions = ([spread(runs, key) for runs in found.values()] for key in ("rate", "distortion"))
     _errorbar(left, [m for m, _ in rates], distortions, "beta-VAE", xerr=[s for _, s in rates])
     for (beta,), (rate, _), (distortion, _) in zip(found, rates, distortions, strict=True):
@@ -150,7 +158,7 @@ def _sweep(rows: Sequence[Values], path: Path) -> None:
 
 def _dimensions(rows: Sequence[Values], path: Path) -> None:
     """The KL of each dimension, from the log of the first run."""
-    plots.dimensions(next(row["log"] for row in rows if row["experiment"] == "annealed-vae"), path)
+    plots.dimensions(next(row["log"] for row in rows if row["experiment"] == "annealed-vae" and "log" in row), path)
 
 
 def _vib(name: str) -> Callable[[Sequence[Values], Path], None]:
@@ -158,7 +166,7 @@ def _vib(name: str) -> Callable[[Sequence[Values], Path], None]:
         """Error, without and with an adversary, and information against beta."""
         figure = plots.new_figure(10, 4)
         left, right = figure.subplots(1, 2)
-        found = groups(rows, name)
+        found = drawn(rows, name)
         betas = [max(float(beta), 1e-5) for (beta,) in found]  # 0 is at the edge of the logarithmic axis
         for label, key in _VIB.items():
             axis = right if label == "information" else left
@@ -176,7 +184,7 @@ def _nuisance(rows: Sequence[Values], path: Path) -> None:
     figure = plots.new_figure(11, 4.2)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, what in zip(axes, ("label", "nuisance"), strict=True):
-        for (noise, activation, pooling, beta), runs in groups(rows, "information-dropout").items():
+        for (noise, activation, pooling, beta), runs in drawn(rows, "information-dropout").items():
             label = " ".join(filter(None, [noise, activation, "pooling" * (pooling == "True"), beta]))
             values = [spread(runs, f"{what}_information_{layer}") for layer in LAYERS]
             _errorbar(axis, range(len(LAYERS)), values, label)
@@ -204,7 +212,7 @@ PICTURES: dict[str, tuple[str, Callable[[Sequence[Values], Path], None]]] = {
 def main(results: Path = RESULTS) -> int:
     rows = experiments.done(results / experiments.NAME)
     (results / PAGE).write_text(page(rows))
-    for name in {row["experiment"] for row in rows} & set(PICTURES):
+    for name in {row["experiment"] for row in rows if "results" in row} & set(PICTURES):
         file, draw = PICTURES[name]
         draw(rows, results / file)
     return 0

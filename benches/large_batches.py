@@ -26,7 +26,7 @@ from benches import harness, provenance, suites
 from benches.regimes import REGIMES, posteriors
 from benches.suites import Contender
 from benches.tables import markdown, number
-from fastib.plots import require_matplotlib
+from fastib._extras import require
 
 Row = dict[str, Any]
 RESULTS, NAME, PICTURE = Path(__file__).parent / "results", "large_batches.json", "large_batches.png"
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
     parser = argparse.ArgumentParser(prog="python -m benches.large_batches", description="Time against batch size.")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help=f"batch size to go to (default: {SIZES[-1]})")
     arguments = parser.parse_args(argv)
-    require_matplotlib()
+    require("matplotlib", "a picture")
     if arguments.largest < SIZES[0]:
         parser.error(f"argument --largest: must be at least {SIZES[0]}, got {arguments.largest}")
     rows = list(run(arguments.largest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 
 
-def load(name: str, path: Path) -> Any:
+def load(name: str, path: Path, device: str | None = None) -> Any:
     """What a file has, tensors and plain values alone; `name` is the argument that gave its path."""
     try:
         # What was saved on a GPU is also loaded where there is none.
-        return torch.load(path, weights_only=True, map_location=None if torch.cuda.is_available() else "cpu")
+        place = device if torch.cuda.is_available() else "cpu"
+        return torch.load(path, weights_only=True, map_location=place)
     except FileNotFoundError:
         raise ValueError(f"{name} must be a file, got {path}") from None
     except Exception as error:  # noqa: BLE001 - on junk the unpickler raises whatever it comes to
@@ -31,7 +33,15 @@ def text(name: str, path: Path) -> str:
 
 def save(content: Any, path: Path) -> None:
     """Writes, or replaces, a file of torch.save at once."""
-    replace(path, lambda new: torch.save(content, new))
+
+    def write(new: Path) -> None:
+        with new.open("wb") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # what becomes of a full disk when PyTorch then closes its archive
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    replace(path, write)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -41,5 +51,6 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         write(new)
         os.replace(new, path)
     except BaseException:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
         raise

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
-
-def require_tqdm() -> None:
-    """Raises ImportError, naming the extra, where there is no tqdm: before long work, not after it."""
-    if importlib.util.find_spec("tqdm") is None:
-        raise ImportError("the progress bar needs tqdm: pip install 'fastib[models]'")
+from fastib._extras import require
 
 
 def progress_bar(**options: Any) -> Any:
     """`tqdm.tqdm(**options)`."""
-    require_tqdm()
+    require("tqdm", "the progress bar")
     from tqdm import tqdm
 
     return tqdm(**options)

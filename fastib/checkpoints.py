@@ -18,32 +18,36 @@ from fastib.models import VAE, BetaTCVAE, Classifier
 
 NAME = "checkpoint.pt"  # in the folder of a run
 FORMAT = 1
+_KEYS = "fastib", "config", "data", "step", "model", "optimiser", "average"
 
 
-class DataShape(NamedTuple):
-    """What a model must know of its data."""
+class Data(NamedTuple):
+    """What a model must know of its data, and a digest of some of them, by which a run knows them again."""
 
     images: int
     image_shape: tuple[int, int, int]
     classes: int
+    digest: str
 
     @classmethod
-    def of(cls, dataset: FactoredImages) -> DataShape:
-        return cls(len(dataset), dataset.image_shape, dataset.factor_sizes[0])
+    def of(cls, dataset: FactoredImages) -> Data:
+        some = torch.linspace(0, len(dataset) - 1, 64).long()
+        digest = _digest([dataset.images(some), dataset.factors(some)])
+        return cls(len(dataset), dataset.image_shape, dataset.factor_sizes[0], digest)
 
 
 class Checkpoint(NamedTuple):
     """A training after `step` steps. `average` is the state of the averaged weights, or None."""
 
     config: Config
-    data: DataShape
+    data: Data
     step: int
     model: dict[str, Any]
     optimiser: dict[str, Any]
     average: dict[str, Any] | None
 
 
-def new_model(config: Config, data: DataShape, group: ProcessGroup | None = None) -> VAE | Classifier:
+def new_model(config: Config, data: Data, group: ProcessGroup | None = None) -> VAE | Classifier:
     """The model that a configuration describes, untrained."""
     kind: Any = MODELS[config.model]
     beside: tuple[Any, ...] = ()
@@ -51,16 +55,29 @@ def new_model(config: Config, data: DataShape, group: ProcessGroup | None = None
         beside = (data.classes,)
     if issubclass(kind, BetaTCVAE):
         beside = data.images, group
-    model: VAE | Classifier = kind(data.image_shape, *beside, **config.options)
+    try:
+        model: VAE | Classifier = kind(data.image_shape, *beside, **config.options)
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(
+            f"the options must make a model that fits into memory, got {config.options}: {error}"
+        ) from None
     return model
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes, or replaces, a checkpoint at once."""
+    """Writes, or replaces, a checkpoint at once.
+
+    Raises:
+        FloatingPointError: if a weight is not finite; a checkpoint that is there stays.
+    """
+    if not all(torch.isfinite(weight).all() for weight in checkpoint.model.values() if isinstance(weight, Tensor)):
+        raise FloatingPointError(
+            f"the weights are no longer finite in step {checkpoint.step}: try a lower learning_rate"
+        )
     content = {
         "fastib": FORMAT,
         "config": checkpoint.config.values(),
-        "data": [checkpoint.data.images, list(checkpoint.data.image_shape), checkpoint.data.classes],
+        "data": checkpoint.data._asdict(),
         "step": checkpoint.step,
         "model": checkpoint.model,
         "optimiser": checkpoint.optimiser,
@@ -75,23 +92,24 @@ def load(path: Path) -> Checkpoint:
     Raises:
         ValueError: if the file is none, is truncated, or is not as it was written, naming the file.
     """
-    content = _files.load("checkpoint", path)
+    return of_content(_files.load("checkpoint", path, "cpu"), path)
+
+
+def of_content(content: Any, path: Path) -> Checkpoint:
+    """What a file has, as a checkpoint; raises as `load` does."""
     if not is_checkpoint(content):
         raise ValueError(f"checkpoint must be one of python -m fastib train, got {path}")
-    written = content.pop("sha256", None)
     if content["fastib"] != FORMAT:
         raise ValueError(f"checkpoint must be of format {FORMAT}, got {path} of format {content['fastib']!r}")
-    if written != _digest(content):
+    if content.get("sha256") != _digest({key: value for key, value in content.items() if key != "sha256"}):
         raise ValueError(f"checkpoint must be as it was written, got {path}, whose content has another digest")
-    images, shape, classes = content["data"]
-    data = DataShape(images, tuple(shape), classes)
     parts = (content[name] for name in ("step", "model", "optimiser", "average"))
-    return Checkpoint(Config.of(content["config"]), data, *parts)
+    return Checkpoint(Config.of(content["config"]), Data(**content["data"]), *parts)
 
 
 def is_checkpoint(content: Any) -> bool:
     """Whether what a file has is a checkpoint, of whatever format."""
-    return isinstance(content, dict) and "fastib" in content
+    return isinstance(content, dict) and isinstance(content.get("fastib"), int) and {*_KEYS} <= {*content}
 
 
 def trained_model(checkpoint: Checkpoint) -> VAE | Classifier:

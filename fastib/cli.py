@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+STOPPED = 130  # the exit status of a process that Ctrl-C has ended
+_DATA = "folder of the data set's files, where it is no longer that of the training"
 _KEYS = """Every key of a configuration is a flag, too, and overrides the rest: --steps 1000 --seed 1 --beta 4.
 An unknown one is answered with the list of them; fastib.configs.Config and the model's class say what they are.
 The same command, given again, goes on with a run that was stopped. By torchrun, a beta-tcvae trains on several
@@ -41,20 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate = commands.add_parser("evaluate", help="measure a trained model by the metrics of its kind")
     evaluate.add_argument("checkpoint", type=Path, help="a file of train, or of the demo")
     evaluate.add_argument("--images", type=_positive, help="so many images, drawn at random (default: all)")
-    evaluate.add_argument("--seed", type=int, default=0, help="of whatever is drawn (default: 0)")
+    evaluate.add_argument("--seed", type=_seed, default=0, help="of whatever is drawn (default: 0)")
+    evaluate.add_argument("--data", help=_DATA)
 
     plot = commands.add_parser("plot", help="draw a picture of trained models")
     plot.add_argument("kind", choices=("traversals", "dimensions", "rate-distortion", "information"))
     plot.add_argument("runs", type=Path, nargs="+", help="folders of train; rate-distortion takes several, evaluated")
     plot.add_argument("--output", type=Path, help="the PNG file (default: in the folder of the first run)")
-    plot.add_argument("--seed", type=int, default=0, help="of the choice of the images (default: 0)")
+    plot.add_argument("--seed", type=_seed, default=0, help="of the choice of the images (default: 0)")
+    plot.add_argument("--data", help=_DATA)
 
     decompose = commands.add_parser("decompose", help="decompose the KL of a checkpoint exactly, over all of its data")
     decompose.add_argument(
         "checkpoint", type=Path, help="a file of the demo, or of torch.save: {'mu': ..., 'logvar': ...}"
     )
     decompose.add_argument("--rows", type=_positive, help="so many samples, drawn at random (default: all)")
-    decompose.add_argument("--seed", type=int, default=0, help="of the samples and of the choice of rows (default: 0)")
+    decompose.add_argument(
+        "--seed", type=_seed, default=0, help="of the samples and of the choice of rows (default: 0)"
+    )
+    decompose.add_argument("--data", help=_DATA)
 
     # Its options are its own: benches/run.py parses them.
     commands.add_parser("bench", help="measure the operators against plain PyTorch (from a checkout)", add_help=False)
@@ -62,22 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if args.command == "bench":
         return _bench(rest)
-    if args.command == "train":
-        return _train(args.model, args.preset, args.config, args.output, rest)
-    if rest:
+    if rest and args.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if args.command == "evaluate":
-        return _evaluate(args.checkpoint, args.images, args.seed)
-    if args.command == "plot":
-        return _plot(args.kind, args.runs, args.output, args.seed)
-    if args.command == "decompose":
-        return _decompose(args.checkpoint, args.rows, args.seed)
-    return _demo(args.seconds, args.loss, args.output)
+    try:
+        return _COMMANDS[args.command](args, rest)
+    except (ValueError, TypeError, ImportError, FloatingPointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename or args.command}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return STOPPED
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**63 - 1, got {text!r}")
     return int(text)
 
 
@@ -93,71 +108,60 @@ def _seconds(text: str) -> float:
 
 def _folder(text: str) -> Path:
     folder = Path(text)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise argparse.ArgumentTypeError(f"must be a folder, or the name of a new one: {path} is a file")
+    try:
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.is_dir():
+                raise argparse.ArgumentTypeError(f"must be a folder, or the name of a new one: {path} is a file")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"must be the name of a folder, got {text}: {error.strerror}") from None
     return folder
 
 
-def _demo(seconds: float, loss: str, output: Path) -> int:
+def _demo(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from fastib import demo
 
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        print(f"--output must be a folder that can be made, got {output}: {error.strerror}", file=sys.stderr)
-        return 2
-    result = demo.run(seconds, loss=loss, output=output)
-    return 0 if result.agrees else 1
+        raise ValueError(f"--output must be a folder that can be made, got {args.output}: {error.strerror}") from None
+    return 0 if demo.run(args.seconds, loss=args.loss, output=args.output).agrees else 1
 
 
-def _train(model: str, preset: str | None, file: Path | None, output: Path | None, flags: Sequence[str]) -> int:
+def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from fastib import configs, train
 
-    try:
-        config = configs.of_command(model, preset, file, flags)
-        trained = train.run(config, output or Path("fastib-train", model))
-    except (ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0 if trained.steps == config.steps else 130
+    config = configs.of_command(args.model, args.preset, args.config, rest)
+    trained = train.run(config, args.output or Path("fastib-train", args.model))
+    return 0 if trained.steps == config.steps else STOPPED
 
 
-def _evaluate(checkpoint: Path, images: int | None, seed: int) -> int:
+def _evaluate(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from fastib import evaluate
 
-    try:
-        evaluate.run(checkpoint, images=images, seed=seed)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    evaluate.run(args.checkpoint, images=args.images, seed=args.seed, data=args.data)
     return 0
 
 
-def _plot(kind: str, runs: Sequence[Path], output: Path | None, seed: int) -> int:
+def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from fastib import plots
 
-    try:
-        plots.run(kind, runs, output, seed)
-    except (ValueError, ImportError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    plots.run(args.kind, args.runs, args.output, args.seed, args.data)
     return 0
 
 
-def _decompose(checkpoint: Path, rows: int | None, seed: int) -> int:
+def _decompose(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from fastib import decompose
 
     try:
-        decompose.run(checkpoint, rows, seed)
-    except (ValueError, TypeError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        decompose.run(args.checkpoint, args.rows, args.seed, args.data)
     except KeyboardInterrupt:
-        kept = decompose.partial_of(checkpoint).exists()
+        kept = decompose.partial_of(args.checkpoint).exists()
         print("Stopped: the same command " + ("goes on from here." if kept else "begins anew."), file=sys.stderr)
-        return 130
+        return STOPPED
     return 0
+
+
+_COMMANDS = {"demo": _demo, "train": _train, "evaluate": _evaluate, "plot": _plot, "decompose": _decompose}
 
 
 def _bench(argv: Sequence[str]) -> int:

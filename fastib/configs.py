@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ from typing import Any
 
 from fastib import _files
 from fastib._arguments import check_choice, check_integer, check_number
+from fastib._extras import toml_reader
 from fastib.datasets.catalogue import DATASETS
 from fastib.models import VAE, VIB, AllCNN, AnnealedVAE, BetaTCVAE, BetaVAE, Classifier
 
@@ -38,12 +38,13 @@ class Config:
         batch: the number of images of a step.
         learning_rate: of the first step.
         decay, decay_steps: after each `decay_steps` steps the learning rate is multiplied by `decay`.
+        beta1: of Adam: the coefficient of its first moment.
         average: of the weights: the exponential moving average with this coefficient is evaluated (0: the weights).
         seed: of the weights, the order of the images and the noise.
         log_every: the number of steps from a row of the log to the next.
-        save_every: the number of steps from a checkpoint to the next.
+        save_seconds: the time from a checkpoint to the next, at least.
         tensorboard: whether the log is also written for TensorBoard, which the extra `tensorboard` installs.
-        options: those of the model: the keyword arguments of its class.
+        options: those of the model: all keyword arguments of its class.
     """
 
     model: str
@@ -54,10 +55,11 @@ class Config:
     learning_rate: float = 5e-4
     decay: float = 1.0
     decay_steps: int = 1000
+    beta1: float = 0.9
     average: float = 0.0
     seed: int = 0
     log_every: int = 50
-    save_every: int = 1000
+    save_seconds: float = 20.0
     tensorboard: bool = False
     options: Mapping[str, Any]
 
@@ -73,23 +75,23 @@ class Config:
             raise ValueError("model must be given, one of " + ", ".join(MODELS))
         check_choice("model", values["model"], tuple(MODELS))
         known = keys(values["model"])
-        for key, value in values.items():
+        for key in values:
             if key not in known:
                 raise ValueError(f"{key} must be a key of {values['model']}, one of " + ", ".join(known))
-            _check_type(key, value, known[key])
-        given = {key: known[key](value) for key, value in values.items()}
-        options = {key: given.pop(key) for key in options_of(given["model"]) if key in given}
+        given = {key: _of_type(key, value, known[key]) for key, value in values.items()}
+        options = {key: given.pop(key, default) for key, default in defaults_of(given["model"]).items()}
         return cls(**given, options=options)
 
     def __post_init__(self) -> None:
         check_choice("dataset", self.dataset, tuple(DATASETS))
-        for name in ("steps", "batch", "decay_steps", "log_every", "save_every"):
+        for name in ("steps", "batch", "decay_steps", "log_every"):
             check_integer(name, getattr(self, name), 1)
         check_integer("seed", self.seed, 0)
-        for name in ("learning_rate", "decay", "average"):
+        for name in ("learning_rate", "save_seconds"):
             check_number(name, getattr(self, name), minimum=0.0)
-        if not self.average < 1:
-            raise ValueError(f"average must be below 1, got {self.average}")
+        for name in ("decay", "average", "beta1"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
     def values(self) -> dict[str, Any]:
         """What `of` makes the same configuration from."""
@@ -105,17 +107,17 @@ class Config:
         return self.learning_rate * self.decay ** (step // self.decay_steps)
 
 
-def options_of(model: str) -> dict[str, type]:
-    """The keyword arguments of a model, and their types."""
+def defaults_of(model: str) -> dict[str, Any]:
+    """The keyword arguments of a model, and their defaults."""
     signature = inspect.signature(MODELS[model].__init__)
-    hints = typing.get_type_hints(MODELS[model].__init__)
-    return {name: hints[name] for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return {name: p.default for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def keys(model: str) -> dict[str, type]:
     """All that the configuration of a model may have, and the types."""
-    hints = typing.get_type_hints(Config)
-    return {f.name: hints[f.name] for f in fields(Config) if f.name != "options"} | options_of(model)
+    of_model, of_all = typing.get_type_hints(MODELS[model].__init__), typing.get_type_hints(Config)
+    named = [f.name for f in fields(Config) if f.name != "options"]
+    return {name: of_all[name] for name in named} | {name: of_model[name] for name in defaults_of(model)}
 
 
 def of_command(model: str, preset: str | None, file: Path | None, flags: Sequence[str]) -> Config:
@@ -132,10 +134,9 @@ def of_command(model: str, preset: str | None, file: Path | None, flags: Sequenc
         values |= known[preset]
     if file is not None:
         values |= read(file)
-    values |= parse(flags, model)
-    if values.setdefault("model", model) != model:
-        raise ValueError(f"model must be that of {file}, {values['model']}, got {model}")
-    return Config.of(values)
+        if values.get("model", model) != model:
+            raise ValueError(f"model must be that of {file}, {values['model']!r}, got {model!r}")
+    return Config.of(values | {"model": model} | parse(flags, model))
 
 
 def presets(model: str) -> dict[str, dict[str, Any]]:
@@ -149,14 +150,11 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such file, or it is no TOML.
     """
+    toml = toml_reader()
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    try:
-        values: dict[str, Any] = tomllib.loads(_files.text("config", path))
+        values: dict[str, Any] = toml.loads(_files.text("config", path))
         return values
-    except tomllib.TOMLDecodeError as error:
+    except toml.TOMLDecodeError as error:
         raise ValueError(f"config must be a TOML file, got {path}: {error}") from None
 
 
@@ -164,17 +162,21 @@ def parse(flags: Sequence[str], model: str) -> dict[str, Any]:
     """The values of flags, as --key value or --key=value.
 
     Raises:
-        ValueError: for an unknown key, one without a value, or a value that isn't of its type.
+        ValueError: for an unknown key, one without a value or with two, or a value that isn't of its type.
     """
-    values, rest = {}, list(flags)
+    known = {key: kind for key, kind in keys(model).items() if key != "model"}
+    values: dict[str, Any] = {}
+    rest = list(flags)
     while rest:
         flag, *given = rest.pop(0).split("=", 1)
         key = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or key not in keys(model):
-            raise ValueError(f"{flag} must be a key of {model}, one of " + ", ".join(keys(model)))
+        if not flag.startswith("--") or key not in known:
+            raise ValueError(f"{flag} must be a key of {model}, one of " + ", ".join(known))
+        if key in values:
+            raise ValueError(f"{key} must be given once")
         if not given and not rest:
             raise ValueError(f"{key} must be given a value")
-        values[key] = _of_text(key, given[0] if given else rest.pop(0), keys(model)[key])
+        values[key] = _of_text(key, given[0] if given else rest.pop(0), known[key])
     return values
 
 
@@ -188,15 +190,21 @@ def _of_text(key: str, text: str, kind: type) -> Any:
 _KINDS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
-def _check_type(key: str, value: Any, kind: type) -> None:
+def _of_type(key: str, value: Any, kind: type) -> Any:
     right = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     if not right:
         raise TypeError(f"{key} must be {_KINDS[kind]}, got {value!r}")
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ValueError(
+            f"{key} must be a number that a double can hold, got one of {len(str(value))} digits"
+        ) from None
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"a number must be finite, got {value}")
-    return json.dumps(value) if isinstance(value, str) else repr(value)  # a JSON string is a TOML one
+    if isinstance(value, str):  # a JSON string is a TOML one, but for this character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -14,7 +14,7 @@ from fastib.reference import ELBODecomposition
 _NAMES = ("mutual information", "total correlation", "dimension-wise KL")
 
 
-def run(checkpoint: Path, rows: int | None = None, seed: int = 0) -> ELBODecomposition:
+def run(checkpoint: Path, rows: int | None = None, seed: int = 0, data: str | None = None) -> ELBODecomposition:
     """Decomposes, with a progress bar, and prints what came of it. An interrupted run goes on when it is made again.
 
     Args:
@@ -23,6 +23,7 @@ def run(checkpoint: Path, rows: int | None = None, seed: int = 0) -> ELBODecompo
             and maybe "z", a sample of each. What is done is kept beside it, in a file of its name and ".partial", until the end.
         rows: so many samples, drawn at random, instead of all; each meets all posteriors.
         seed: of the samples z and of the choice of rows.
+        data: the folder of the data set's files, where it is no longer that of the training.
 
     Returns:
         The result of `fastib.metrics.exact_elbo_decomposition`.
@@ -34,7 +35,7 @@ def run(checkpoint: Path, rows: int | None = None, seed: int = 0) -> ELBODecompo
     partial = partial_of(checkpoint)
     if partial.exists():
         print(f"Going on with {partial}.")
-    terms = exact_elbo_decomposition(*_source(checkpoint), rows=rows, seed=seed, state=partial, progress=True)
+    terms = exact_elbo_decomposition(*_source(checkpoint, data), rows=rows, seed=seed, state=partial, progress=True)
     print(report(terms))
     return terms
 
@@ -44,15 +45,15 @@ def partial_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name + ".partial")
 
 
-def _source(checkpoint: Path) -> tuple[Any, ...]:
+def _source(checkpoint: Path, data: str | None) -> tuple[Any, ...]:
     """The posteriors of a checkpoint, or an encoder and its data."""
     content = _files.load("checkpoint", checkpoint)
     if checkpoints.is_checkpoint(content):
-        trained = checkpoints.load(checkpoint)
+        trained = checkpoints.of_content(content, checkpoint)
         model = checkpoints.trained_model(trained)
         if not isinstance(model, (VAE, VIB)):
             raise ValueError(f"checkpoint must be of a model with a Gaussian code, got {trained.config.model}")
-        return model.encode, open_dataset(trained.config.dataset, trained.config.data)
+        return model.encode, open_dataset(trained.config.dataset, data or trained.config.data)
     keys = set(content) if isinstance(content, dict) else set()
     if {"mu", "logvar"} <= keys:
         return (tuple(content[name] for name in ("z", "mu", "logvar") if name in content),)

@@ -22,15 +22,16 @@ from torch import Tensor
 import fastib
 from fastib import checkpoints, plots
 from fastib._arguments import check_choice
+from fastib._extras import require
 from fastib._progress import progress_bar
-from fastib.checkpoints import Checkpoint, DataShape, new_model
+from fastib.checkpoints import Checkpoint, Data, new_model
 from fastib.configs import Config
 from fastib.datasets import Sprites
 from fastib.losses import BetaTCVAELoss, BetaVAELoss
 from fastib.models import VAE, ConvVAE
 
 BETA, TC_BETA = 4.0, 6.0
-WEIGHTS = {"beta-vae": BETA, "beta-tcvae": TC_BETA}
+LOSSES = {"beta-vae": ("beta-VAE", BETA), "beta-tcvae": ("beta-TCVAE", TC_BETA)}
 BATCH = 64
 LATENT = 10
 DATASET_SIZE = math.prod(Sprites.factor_sizes)
@@ -154,9 +155,6 @@ class Training:
         return values[0]
 
 
-LOSSES = {"beta-vae": "beta-VAE", "beta-tcvae": "beta-TCVAE"}
-
-
 def run(
     seconds: float = 60.0,
     *,
@@ -183,22 +181,23 @@ def run(
     """
     check_choice("loss", loss, tuple(LOSSES))
     losses = (fused_loss, plain_loss) if loss == "beta-vae" else (fused_tcvae_loss, plain_tcvae_loss)
-    plots.require_matplotlib()
+    require("tqdm", "the progress bar")
+    require("matplotlib", "a picture")
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     sprites = Sprites()
-    config = Config.of({"model": loss, "latent_dim": LATENT, "beta": WEIGHTS[loss], "batch": BATCH, "seed": seed})
-    model = new_model(config, DataShape.of(sprites))
+    config = Config.of({"model": loss, "latent_dim": LATENT, "beta": LOSSES[loss][1], "batch": BATCH, "seed": seed})
+    model = new_model(config, Data.of(sprites))
     assert isinstance(model, VAE) and isinstance(model.network, ConvVAE)
     fused, plain = Training(model.network, losses[0]), Training(copy.deepcopy(model.network), losses[1])
     print(
-        f"Training two {LOSSES[loss]}s on {len(sprites)} sprites of 64 x 64, batch {BATCH}, {torch.get_num_threads()} threads."
+        f"Training two {LOSSES[loss][0]}s on {len(sprites)} sprites of 64 x 64, batch {BATCH}, {torch.get_num_threads()} threads."
     )
     _train(fused, plain, _batches(sprites, seed), seconds, steps)
     if not plain.steps or not fused.steps:
         raise KeyboardInterrupt  # before the first step of both there is nothing to report
     states = model.state_dict(), fused.optimiser.state_dict(), None
-    checkpoints.save(Checkpoint(config, DataShape.of(sprites), len(fused.steps), *states), output / "model.pt")
+    checkpoints.save(Checkpoint(config, Data.of(sprites), len(fused.steps), *states), output / "model.pt")
     picture = output / "sprites.png"
     generator = torch.Generator().manual_seed(seed + 1)
     plots.traversals(model, sprites.images(torch.randint(len(sprites), (512,), generator=generator)), picture)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastib import _files
+from fastib._extras import require
 
 NAME = "log.csv"  # in the folder of a run
 
@@ -27,8 +27,8 @@ class Log:
     """
 
     def __init__(self, path: Path, step: int, tensorboard: bool = False) -> None:
-        if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise ImportError("tensorboard = true needs TensorBoard: pip install 'fastib[tensorboard]'")
+        if tensorboard:
+            require("tensorboard", "tensorboard = true")
         self.path, self.start = path, time.perf_counter()
         kept = [row for row in _rows(path) if int(row["step"]) <= step] if path.exists() else []
         _files.replace(path, lambda new: _write(new, kept))
@@ -43,8 +43,7 @@ class Log:
     @property
     def files(self) -> list[Path]:
         """The files that there are."""
-        events = sorted(self.path.parent.glob("events.out.tfevents.*")) if self._events is not None else []
-        return [self.path, *events]
+        return [self.path, *sorted(self.path.parent.glob("events.out.tfevents.*"))]
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Adds a row, at once."""

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastib import _files, checkpoints, functional, logs
+from fastib._arguments import check_choice, check_integer
+from fastib._extras import require
+from fastib.checkpoints import Checkpoint
 from fastib.datasets.catalogue import open_dataset
-from fastib.models import VAE, AllCNN
+from fastib.evaluate import evaluation, seeded
+from fastib.models import VAE, AllCNN, Classifier
 
 COLUMNS = 11
-
-_Model = TypeVar("_Model", VAE, AllCNN)
-
-
-def require_matplotlib() -> None:
-    """Raises ImportError, naming the extra, where there is no matplotlib: before long work, not after it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("pictures need matplotlib: pip install 'fastib[models]'")
 
 
 @torch.no_grad()
@@ -79,22 +73,23 @@ def information_maps(model: AllCNN, images: Tensor, path: Path) -> None:
 
     Source: Achille & Soatto 2018, "Information Dropout", figure 3.
     """
-    figure = new_figure(COLUMNS * 0.75 + 1.4, 4 * 0.75 + 0.6)
     maps = [layer.information.sum(1, keepdim=True) for layer in model.layers(images[:COLUMNS])]
+    figure = new_figure(COLUMNS * 0.75 + 1.4, (1 + len(maps)) * 0.75 + 0.6)
     rows = [("image", images[:COLUMNS]), *((f"layer {i}", m / m.max()) for i, m in enumerate(maps, 1))]
     _grid(figure, "Information of each place, from none (black) to the most of its layer", rows)
     save_figure(figure, path)
 
 
-def run(kind: str, paths: Sequence[Path], output: Path | None = None, seed: int = 0) -> Path:
+def run(kind: str, runs: Sequence[Path], output: Path | None = None, seed: int = 0, data: str | None = None) -> Path:
     """Draws a picture of runs, and prints where it is.
 
     Args:
         kind: "traversals" or "information" of a checkpoint, "dimensions" of a log, or "rate-distortion" of the
             evaluations of several runs.
-        paths: the folders of the runs, of which all but "rate-distortion" take one.
+        runs: their folders, of which all but "rate-distortion" take one.
         output: the PNG file (default: `kind`.png in the folder of the first run).
         seed: of the choice of the images.
+        data: the folder of the data set's files, where it is no longer that of the training.
 
     Returns:
         The PNG file.
@@ -103,53 +98,58 @@ def run(kind: str, paths: Sequence[Path], output: Path | None = None, seed: int 
         ImportError: without matplotlib, which the extra `models` installs.
         ValueError: if a run lacks the file that is drawn from, or has another kind of model.
     """
-    require_matplotlib()
-    if kind != "rate-distortion" and len(paths) != 1:
-        raise ValueError(f"{kind} must be of one run, got {len(paths)}")
-    picture = output or paths[0] / f"{kind}.png"
-    _KINDS[kind](paths, picture, seed)
+    require("matplotlib", "a picture")
+    check_choice("kind", kind, tuple(_KINDS))
+    check_integer("seed", seed, 0)
+    if kind != "rate-distortion" and len(runs) != 1:
+        raise ValueError(f"{kind} must be of one run, got {len(runs)}")
+    picture = output or runs[0] / f"{kind}.png"
+    with seeded(seed):
+        _KINDS[kind](runs, picture, data)
     print(f"Wrote {picture}")
     return picture
 
 
-def _of_traversals(paths: Sequence[Path], picture: Path, seed: int) -> None:
-    model, images = _model_and_images("traversals", VAE, paths[0], 512, seed)
-    traversals(model, images, picture)
+def _of_traversals(runs: Sequence[Path], picture: Path, data: str | None) -> None:
+    trained, model = _trained(runs[0])
+    if isinstance(model, VAE):
+        return traversals(model, _some_images(trained, 512, data), picture)
+    raise ValueError(f"traversals must be of a VAE, got {trained.config.model} in {runs[0]}")
 
 
-def _of_information(paths: Sequence[Path], picture: Path, seed: int) -> None:
-    model, images = _model_and_images("information", AllCNN, paths[0], COLUMNS, seed)
-    information_maps(model, images, picture)
+def _of_information(runs: Sequence[Path], picture: Path, data: str | None) -> None:
+    trained, model = _trained(runs[0])
+    if not isinstance(model, AllCNN) or trained.config.options["noise"] != "information":
+        raise ValueError(f"information must be of Information Dropout, got {trained.config.model} in {runs[0]}")
+    information_maps(model, _some_images(trained, COLUMNS, data), picture)
 
 
-def _model_and_images(kind: str, needed: type[_Model], path: Path, count: int, seed: int) -> tuple[_Model, Tensor]:
-    """The model of a run, which must be of a kind, and some images of its data set."""
-    trained = checkpoints.load(path / checkpoints.NAME)
-    model = checkpoints.trained_model(trained)
-    if isinstance(model, needed):
-        dataset = open_dataset(trained.config.dataset, trained.config.data, train=False)
-        indices = torch.randint(len(dataset), (count,), generator=torch.Generator().manual_seed(seed))
-        return model, dataset.images(indices)
-    raise ValueError(f"{kind} must be of a model that is a {needed.__name__}, got {trained.config.model} in {path}")
-
-
-def _of_dimensions(paths: Sequence[Path], picture: Path, seed: int) -> None:
-    rows = logs.read(paths[0] / logs.NAME)
+def _of_dimensions(runs: Sequence[Path], picture: Path, data: str | None) -> None:
+    rows = logs.read(runs[0] / logs.NAME)
     if not rows or "kl_1" not in rows[0]:
-        raise ValueError(f"dimensions must be of the log of a VAE, got that of {paths[0]}")
+        raise ValueError(f"dimensions must be of the log of a VAE, got that of {runs[0]}")
     dimensions(rows, picture)
 
 
-def _of_rate_distortion(paths: Sequence[Path], picture: Path, seed: int) -> None:
-    points = []
-    for path in paths:
-        results = json.loads(_files.text("run", path / "evaluation.json"))
-        trained = checkpoints.load(path / checkpoints.NAME)
-        points.append((trained.config.model, results["rate"], results["distortion"]))
-    rate_distortion(points, picture)
+def _of_rate_distortion(runs: Sequence[Path], picture: Path, data: str | None) -> None:
+    rate_distortion([_point(run) for run in runs], picture)
 
 
-_KINDS = {
+def _point(run: Path) -> tuple[str, float, float]:
+    """Model, rate and distortion of a run that has been evaluated."""
+    trained = checkpoints.load(run / checkpoints.NAME)
+    results = evaluation(run)
+    if results.get("step") != trained.step or not {"rate", "distortion"} <= results.keys():
+        raise ValueError(f"run must be a VAE that was evaluated since it was trained, got {run}")
+    return trained.config.model, results["rate"], results["distortion"]
+
+
+def _trained(run: Path) -> tuple[Checkpoint, VAE | Classifier]:
+    trained = checkpoints.load(run / checkpoints.NAME)
+    return trained, checkpoints.trained_model(trained)
+
+
+_KINDS: dict[str, Callable[[Sequence[Path], Path, str | None], None]] = {
     "traversals": _of_traversals,
     "information": _of_information,
     "dimensions": _of_dimensions,
@@ -157,9 +157,14 @@ _KINDS = {
 }
 
 
+def _some_images(trained: Checkpoint, count: int, data: str | None) -> Tensor:
+    dataset = open_dataset(trained.config.dataset, data or trained.config.data, train=False)
+    return dataset.images(torch.randint(len(dataset), (count,)))
+
+
 def new_figure(width: float, height: float) -> Any:
     """An empty figure, of a size in inches."""
-    require_matplotlib()
+    require("matplotlib", "a picture")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -1,8 +1,8 @@
 """`python -m fastib train`: trains a model, on one process or, by torchrun, on several that share each batch.
 
 What a step does is a function of the configuration, the step's number and the weights: the images, the noise and the
-learning rate are drawn from the seed and the number anew. So a run that was stopped goes on bit for bit, and several
-ranks train what one does, to rounding.
+learning rate are drawn from the seed and the number anew. So a run that was stopped goes on bit for bit (with as many
+threads: PyTorch's sums depend on them), and several ranks train what one does, to rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -28,16 +29,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fastib
 from fastib import _files, checkpoints, logs
 from fastib._arguments import check_integer
-from fastib._progress import NoBar, progress_bar, require_tqdm
-from fastib.checkpoints import Checkpoint, DataShape, new_model
-from fastib.configs import Config
+from fastib._extras import require
+from fastib._progress import NoBar, progress_bar
+from fastib.checkpoints import Checkpoint, Data, new_model
+from fastib.configs import Config, read
 from fastib.datasets import FactoredImages
 from fastib.datasets.catalogue import open_dataset
 from fastib.logs import Log
 from fastib.models import VAE, Classifier
 
 CONFIG = "config.toml"
-MAY_DIFFER = "steps", "log_every", "save_every", "tensorboard", "data"  # from the run that is gone on with
+ENDS = "SIGINT", "SIGTERM", "SIGHUP"  # Ctrl-C, the system, a terminal that was closed; not all systems have all
+MAY_DIFFER = "steps", "log_every", "save_seconds", "tensorboard", "data"  # from the run that is gone on with
 
 
 class Ranks(NamedTuple):
@@ -82,7 +85,7 @@ def interruptions() -> Iterator[Callable[[], bool]]:
         asked.append(number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()  # no other one may handle signals
-    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    numbers = [number for name in ENDS if (number := getattr(signal, name, None)) and in_main_thread]
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield lambda: bool(asked)
@@ -122,8 +125,9 @@ class Training:
         self.config, self.dataset, self.ranks, self.step = config, dataset, of, 0
         self.order = Order(len(dataset), config.batch, config.seed)
         torch.manual_seed(mixed(config.seed, 0))
-        self.model = new_model(config, DataShape.of(dataset), of.group).to(of.device)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
+        self.model = new_model(config, Data.of(dataset), of.group).to(of.device)
+        betas = config.beta1, 0.999
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, betas=betas)
         self.average: AveragedModel | None = None
         if config.average > 0:
             self.average = AveragedModel(
@@ -169,7 +173,7 @@ class Training:
     def checkpoint(self) -> Checkpoint:
         average = None if self.average is None else self.average.module.state_dict()
         states = self.model.state_dict(), self.optimiser.state_dict(), average
-        return Checkpoint(self.config, DataShape.of(self.dataset), self.step, *states)
+        return Checkpoint(self.config, Data.of(self.dataset), self.step, *states)
 
     def load(self, checkpoint: Checkpoint) -> None:
         self.step = checkpoint.step
@@ -197,28 +201,30 @@ def run(config: Config, output: Path) -> Trained:
             that run is gone on with, and ends with the weights, bit for bit, of one that was not interrupted.
 
     Returns:
-        What came of it. Ctrl-C, or SIGTERM, ends the run after the step in flight, and nothing is lost; after any other
-        end, what was done since the last checkpoint is done again.
+        What came of it. Ctrl-C, SIGTERM or SIGHUP end the run after the step in flight, and nothing is lost; after any
+        other end, what was done since the last checkpoint is done again.
 
     Raises:
         ImportError: without tqdm, which the extra `models` installs, or without TensorBoard, if it is wanted.
-        ValueError: if the data is missing or unfit for the model, the folder has another run, there is no room on its
-            disk, or several ranks are to train another model than a beta-TCVAE.
-        FloatingPointError: if the loss is no longer finite; the last checkpoint is from before that.
+        ValueError: if the data is missing or unfit for the model, the folder has another run or other files of these
+            names, it can't be written or there is no room on its disk, or several ranks are to train another model than
+            a beta-TCVAE.
+        FloatingPointError: if the loss or a weight is no longer finite; the last checkpoint is from before that.
     """
-    require_tqdm()
+    require("tqdm", "the progress bar")
+    if config.tensorboard:
+        require("tensorboard", "tensorboard = true")
     with ranks() as all_ranks, torch.random.fork_rng(range(torch.cuda.device_count())):
         _check_ranks(config, all_ranks)
-        training = Training(config, open_dataset(config.dataset, config.data), all_ranks)
-        if (output / checkpoints.NAME).exists():
-            training.load(_matching(checkpoints.load(output / checkpoints.NAME), config, output))
+        training = Training(config, _dataset(config), all_ranks)
+        _go_on(training, output)
         if all_ranks.rank > 0:
             _train(training, None, output)
             return Trained(training.step, [])
-        _prepare(output, training)
-        with contextlib.closing(Log(output / logs.NAME, training.step, config.tensorboard)) as log:
-            _train(training, log, output)
-        trained = Trained(training.step, [output / checkpoints.NAME, output / CONFIG, *log.files])
+        try:
+            trained = _written(training, output)
+        except OSError as error:
+            raise ValueError(f"output must be a folder that can be written, got {output}: {error.strerror}") from error
         print(report(trained, config, all_ranks.size))
     return trained
 
@@ -232,51 +238,78 @@ def _check_ranks(config: Config, of: Ranks) -> None:
         raise ValueError(f"batch must have an image for each of the {of.size} ranks, got {config.batch}")
 
 
-def _matching(checkpoint: Checkpoint, config: Config, output: Path) -> Checkpoint:
-    """A checkpoint that the configuration goes on with."""
-    before = checkpoint.config.values()
-    for key, value in config.values().items():
-        if key not in MAY_DIFFER and before.get(key) != value:
-            raise ValueError(f"{key} must be that of the run in {output}, {before.get(key)!r}, got {value!r}")
-    if config.steps < checkpoint.step:
-        raise ValueError(f"steps must be at least those of the run in {output}, {checkpoint.step}, got {config.steps}")
-    return checkpoint
+def _dataset(config: Config) -> FactoredImages:
+    dataset = open_dataset(config.dataset, config.data)
+    if config.batch > len(dataset):
+        raise ValueError(f"batch must be at most {len(dataset)}, the images of {config.dataset}, got {config.batch}")
+    return dataset
 
 
-def _prepare(output: Path, training: Training) -> None:
-    """Makes the folder and writes the configuration, after a look at the room that is left."""
+def _go_on(training: Training, output: Path) -> None:
+    """Takes the place of the run that is in the folder, if there is one; refuses other files that would be written to."""
+    config, path = training.config, output / checkpoints.NAME
+    if path.exists():
+        checkpoint = checkpoints.load(path)
+        _check_same(checkpoint.config, config, output)
+        if checkpoint.data != Data.of(training.dataset):
+            raise ValueError(f"data must be that of the run in {output}, got {config.data!r}, with other images")
+        if config.steps < checkpoint.step:
+            raise ValueError(
+                f"steps must be at least those of the run in {output}, {checkpoint.step}, got {config.steps}"
+            )
+        training.load(checkpoint)
+    elif (output / CONFIG).exists():  # of a run that ended before its first checkpoint
+        _check_same(Config.of({"model": config.model, **read(output / CONFIG)}), config, output)
+    elif (output / logs.NAME).exists():
+        raise ValueError(f"output must be a folder without the {logs.NAME} of something else, got {output}")
+
+
+def _check_same(before: Config, now: Config, output: Path) -> None:
+    for key, value in before.values().items():
+        if key not in MAY_DIFFER and now.values().get(key) != value:
+            raise ValueError(f"{key} must be that of the run in {output}, {value!r}, got {now.values().get(key)!r}")
+
+
+def _written(training: Training, output: Path) -> Trained:
+    """Trains, and writes what is to be written."""
+    config = training.config
+    _check_room(training, output)
     output.mkdir(parents=True, exist_ok=True)
+    path = output / CONFIG
+    if not path.exists() or Config.of({"model": config.model, **read(path)}) != config:  # else it may be the user's own
+        _files.replace(path, lambda new: new.write_text(config.toml(), encoding="utf-8"))
+    with contextlib.closing(Log(output / logs.NAME, training.step, config.tensorboard)) as log:
+        _train(training, log, output)
+    return Trained(training.step, [output / checkpoints.NAME, path, *log.files])
+
+
+def _check_room(training: Training, output: Path) -> None:
     weights = sum(p.numel() * p.element_size() for p in training.model.parameters())
-    needed, free = 8 * weights + 2**20, shutil.disk_usage(output).free  # two checkpoints of weights and two moments
-    if free < needed:
-        room = f"{needed / 2**20:.0f} MiB"
-        raise ValueError(f"output must be on a disk with {room} left, got {output} with {free / 2**20:.0f} MiB")
-    text = training.config.toml()
-    _files.replace(output / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    needed = 8 * weights + 2**20  # two checkpoints of weights and two moments
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if shutil.disk_usage(there).free < needed:
+        raise ValueError(f"output must be on a disk with {needed / 2**20:.0f} MiB left, got {output}")
 
 
 def _train(training: Training, log: Log | None, output: Path) -> None:
-    config = training.config
+    config, saved_at = training.config, time.monotonic()
     with interruptions() as asked, _bar(training, log) as bar:
         while training.step < config.steps and not _on_any(asked(), training.ranks):
             terms, images = training.take_step()
-            if log is not None:
-                _keep(training, log, output, terms, images)
+            if log is not None and (training.step % config.log_every == 0 or training.step == config.steps):
+                _check_finite(terms.loss.item(), training.step)
+                log.write(training.step, training.row(terms, images))
+            if log is not None and time.monotonic() - saved_at >= config.save_seconds:
+                checkpoints.save(training.checkpoint(), output / checkpoints.NAME)
+                saved_at = time.monotonic()
             bar.update(1)
         if log is not None:
             checkpoints.save(training.checkpoint(), output / checkpoints.NAME)
 
 
-def _keep(training: Training, log: Log, output: Path, terms: Any, images: Tensor) -> None:
-    """The row and the checkpoint of a step that is to have them."""
-    config, step = training.config, training.step
-    to_log, to_save = step % config.log_every == 0 or step == config.steps, step % config.save_every == 0
-    if (to_log or to_save) and not math.isfinite(terms.loss.item()):
-        raise FloatingPointError(f"the loss is {terms.loss.item()} in step {step}: try a lower learning_rate")
-    if to_log:
-        log.write(step, training.row(terms, images))
-    if to_save:
-        checkpoints.save(training.checkpoint(), output / checkpoints.NAME)
+def _check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} in step {step}: try a lower learning_rate")
 
 
 def _bar(training: Training, log: Log | None) -> Any:

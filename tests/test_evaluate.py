@@ -40,6 +40,7 @@ def test_of_a_vae(vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", str(vae / checkpoints.NAME), "--images=600", "--seed=1"]) == 0
     said = capsys.readouterr().out
     results = json.loads((vae / "evaluation.json").read_text())
+    assert results.pop("step") == 4
     assert f"Wrote {vae / 'evaluation.json'}" in said
     assert all(f"{name.replace('_', ' '):40}{value:12.4f}" in said for name, value in results.items())
     assert results == evaluate.run(vae / checkpoints.NAME, images=600, seed=1)
@@ -101,7 +102,8 @@ def test_of_a_classifier_that_is_known() -> None:
     means = torch.tensor([0.1, 0.4, 0.45, 0.48, 0.52, 0.55, 0.6, 0.9])
     images = means.view(-1, 1, 1, 1).expand(8, 1, 3, 3).clone()
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])  # of which the fourth is wrong
-    results = evaluate.of_classifier(_Threshold(10.0), LabelledImages(images, labels))
+    data = LabelledImages(images, labels)
+    results = evaluate.of_classifier(_Threshold(10.0), data, data)
     assert results["error"] == pytest.approx(1 / 8) and results["information"] == 2.5
     # A step moves every mean by its size: 0.03 takes 0.52 with it, 0.1 takes 0.45, 0.52, 0.55, and 0.4 to the edge.
     assert results["error_of_adversary_0.01"] == pytest.approx(1 / 8)
@@ -140,6 +142,80 @@ def test_nuisance_of_images_and_layers() -> None:
     assert evaluate.of_nuisance(model, digits(), digits(False)) == {}
 
 
+def test_of_a_vib_with_samples() -> None:
+    torch.manual_seed(0)
+    model = VIB((1, 8, 8), 10, hidden=32, latent_dim=4)
+    results = evaluate.of_classifier(model, digits(), digits(False))
+    assert 0 < results["error_of_12_samples"] <= 1
+    model.encoder[-1].bias.data[4:] = -50  # no noise: all samples are the mean
+    results = evaluate.of_classifier(model, digits(), digits(False))
+    assert results["error_of_12_samples"] == results["error"]
+
+
+def test_statistics_without_noise() -> None:
+    """A network that was trained with noise is evaluated with the statistics that it has without."""
+    torch.manual_seed(0)
+    model = AllCNN((1, 8, 8), 10, width=4, noise="dropout")
+    for _ in range(30):
+        model(digits().images(range(64)), digits().factors(range(64))[:, 0])
+    model.eval()
+    before = model.last[0].norm.running_var.clone()
+    model.settle([digits().images(range(500, 1000))])
+    x = digits().images(range(500, 1000))
+    for body, end in zip(model.bodies, model.ends, strict=True):
+        x = end(body(x))
+    maps = model.last[0].convolution(x)
+    torch.testing.assert_close(model.last[0].norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    assert (model.last[0].norm.running_var - before).abs().max() > 1e-3
+    assert not model.training and model.last[0].norm.momentum == 0.1
+    evaluate.of_classifier(model, digits(), digits(False))
+
+
+@pytest.mark.parametrize("latent", [1, 2])
+def test_of_few_dimensions(latent: int) -> None:
+    model = BetaVAE((1, 32, 32), network="mlp", hidden=8, latent_dim=latent)
+    results = evaluate.of_vae(model, _Some(Sprites(32), 200))
+    assert ("mutual_information_gap" in results) == (latent > 1) and results["rate"] > 0
+
+
+def test_of_too_few_images(vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(vae / checkpoints.NAME), "--images=5"]) == 2
+    assert "images must be at least 100, got 5" in capsys.readouterr().err
+
+
+def test_data_that_has_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part in ("train", "t10k"):
+        images = (
+            bytes([0, 0, 8, 3, 0, 0, 0, 120, 0, 0, 0, 8, 0, 0, 0, 8]) + torch.arange(120 * 64).byte().numpy().tobytes()
+        )
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(images)
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+            bytes([0, 0, 8, 1, 0, 0, 0, 120] + [i % 10 for i in range(120)])
+        )
+    options = {
+        "dataset": "mnist",
+        "data": str(folder),
+        "network": "mlp",
+        "hidden": 8,
+        "latent_dim": 2,
+        "steps": 2,
+        "batch": 8,
+    }
+    train.run(Config.of({"model": "beta-vae", **options}), tmp_path / "run")
+    moved = folder.rename(tmp_path / "moved")
+    for command in (
+        ["evaluate", "run/checkpoint.pt"],
+        ["decompose", "run/checkpoint.pt"],
+        ["plot", "traversals", "run"],
+    ):
+        arguments = [command[0], *command[1:-1], str(tmp_path / command[-1])]
+        assert cli.main(arguments) == 2
+        assert f"data must be the folder of the files of mnist, got '{folder}'" in capsys.readouterr().err
+        assert cli.main([*arguments, f"--data={moved}"]) == 0
+
+
 def test_of_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", str(tmp_path / "no.pt")]) == 2
     assert "checkpoint must be a file, got" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
@@ -162,20 +238,43 @@ def test_pictures_of_a_vae(kind: str, vae: Path, capsys: pytest.CaptureFixture[s
 def test_a_picture_of_several_runs(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, rate in (("a", 3.0), ("b", 5.0)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "evaluation.json").write_text(json.dumps({"rate": rate, "distortion": 50 - rate}))
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({"step": 4, "rate": rate, "distortion": 50 - rate}))
         (tmp_path / name / checkpoints.NAME).write_bytes((vae / checkpoints.NAME).read_bytes())
     picture = tmp_path / "picture.png"
     runs = [str(tmp_path / name) for name in ("a", "b")]
     assert cli.main(["plot", "rate-distortion", *runs, f"--output={picture}"]) == 0
     assert _is_a_picture(picture)
+    whole = (tmp_path / "b" / "evaluation.json").read_text()
+    for text, message in (
+        (whole[:10], f"run must have a whole evaluation.json, got {tmp_path / 'b'}"),
+        (whole.replace("4", "3"), f"run must be a VAE that was evaluated since it was trained, got {tmp_path / 'b'}"),
+        (
+            '{"step": 4, "error": 0.5}',
+            f"run must be a VAE that was evaluated since it was trained, got {tmp_path / 'b'}",
+        ),
+    ):
+        (tmp_path / "b" / "evaluation.json").write_text(text)
+        assert cli.main(["plot", "rate-distortion", *runs]) == 2
+        assert message in capsys.readouterr().err
     (tmp_path / "b" / "evaluation.json").unlink()
     assert cli.main(["plot", "rate-distortion", *runs]) == 2
     assert f"run must be a file of text, got {tmp_path / 'b' / 'evaluation.json'}" in capsys.readouterr().err
 
 
-def test_a_picture_of_information(cnn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plot", "information", str(cnn)]) == 0
-    assert _is_a_picture(cnn / "information.png")
+def test_a_picture_of_information(cnn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_rng_state()
+    for seed, name in (("0", "a"), ("0", "b"), ("1", "c")):
+        assert cli.main(["plot", "information", str(cnn), f"--seed={seed}", f"--output={tmp_path / name}.png"]) == 0
+        assert _is_a_picture(tmp_path / f"{name}.png")
+    first, again, other = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert first == again != other and torch.equal(torch.get_rng_state(), before)
+
+
+def test_baselines_have_no_information_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"dataset": "digits", "width": 4, "steps": 1, "noise": "dropout"}
+    train.run(Config.of({"model": "information-dropout", **options}), tmp_path)
+    assert cli.main(["plot", "information", str(tmp_path)]) == 2
+    assert "information must be of Information Dropout, got information-dropout" in capsys.readouterr().err
 
 
 def test_a_traversal_moves_one_dimension(vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +296,8 @@ def test_a_traversal_moves_one_dimension(vae: Path, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("kind", "run", "message"),
     [
-        ("traversals", "cnn", "traversals must be of a model that is a VAE, got information-dropout in"),
-        ("information", "vae", "information must be of a model that is a AllCNN, got beta-vae in"),
+        ("traversals", "cnn", "traversals must be of a VAE, got information-dropout in"),
+        ("information", "vae", "information must be of Information Dropout, got beta-vae in"),
         ("dimensions", "cnn", "dimensions must be of the log of a VAE, got that of"),
         ("traversals", "missing", "checkpoint must be a file, got"),
         ("dimensions", "missing", "log must be a file of text, got"),

@@ -65,10 +65,10 @@ def test_lines_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"tiny": Experiment(runs, 1)})
     results = tmp_path / "rows.jsonl"
     for _ in range(2):
-        assert experiments.main(["tiny", "--workers", "1", "--work", str(tmp_path / "work")], results) == 0
+        assert experiments.main(["tiny", "--workers", "1", "--work", str(tmp_path / "work")], results) == 1
     done, failed, again = experiments.done(results)
     assert done["config"] == TINY | {"seed": 0} and 0 < done["results"]["error"] < 1 and done["seconds"] > 0
-    assert done["command"].startswith("python -m fastib train vib --dataset digits --hidden 8")
+    assert done["command"].startswith("python -m fastib train vib --dataset=digits --hidden=8")
     assert "data must be the folder of the files of mnist" in failed["failure"] and "results" not in failed
     assert again["config"] == failed["config"]  # what failed is tried again; what is done is not
 
@@ -91,12 +91,19 @@ def test_means_and_spreads() -> None:
     assert list(found) == [("0",), ("0.0001",), ("0.001",), ("0.01",), ("0.1",)]
     runs = found[("0.1",)]
     assert len(runs) == 5 and gallery.spread(runs, "error") == (3.0, pytest.approx(2.5**0.5))
-    failed = runs[-1]
+    rows.append(runs[-1] | {"seconds": 30})  # run again
+    assert len(gallery.groups(rows, "vib-digits")[("0.1",)]) == 5
+    failed = rows.pop()
+    rows.remove(runs[-1])
+    rows.append(failed)
+    runs = [*runs[:-1], failed]
     del failed["results"]
     failed["failure"] = "the disk was full"
     assert gallery.spread(runs, "error") == (2.5, pytest.approx((5 / 3) ** 0.5))
     line = next(line for line in gallery.table(rows, "vib-digits").splitlines() if line.startswith("| 0.1 "))
-    assert "| 5, 1 failed |" in line and "| 2.5 ± 1.3 " in line and "| 1.5 " in line
+    assert "| 5, 1 failed |" in line and "| 2.5 ± 1.3 " in line and "| 1.3 " in line
+    assert set(gallery.drawn(rows, "vib-digits")) == set(gallery.groups(rows, "vib-digits"))
+    assert ("0.1",) not in gallery.drawn([failed], "vib-digits") and ("0.1",) in gallery.groups([failed], "vib-digits")
 
 
 def test_the_page_and_its_pictures(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastib
 from fastib import checkpoints, cli, decompose
-from fastib.checkpoints import Checkpoint, DataShape, new_model
+from fastib.checkpoints import Checkpoint, Data, new_model
 from fastib.configs import Config
 from fastib.datasets import Sprites
 from fastib.metrics import exact, exact_elbo_decomposition
@@ -335,9 +335,9 @@ def test_command_on_posteriors(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def _save_model(path: Path) -> VAE:
     config, sprites = Config.of({"model": "beta-vae", "latent_dim": 4}), Sprites()
-    model = new_model(config, DataShape.of(sprites))
+    model = new_model(config, Data.of(sprites))
     assert isinstance(model, VAE)
-    checkpoints.save(Checkpoint(config, DataShape.of(sprites), 0, model.state_dict(), {}, None), path)
+    checkpoints.save(Checkpoint(config, Data.of(sprites), 0, model.state_dict(), {}, None), path)
     return model
 
 

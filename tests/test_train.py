@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import errno
+import importlib.util
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fastib import _files, checkpoints, cli, configs, logs, train
+import fastib
+from fastib import checkpoints, cli, configs, logs, train
 from fastib.configs import Config
 
 # Of which two ranks don't share a batch evenly.
-TINY = {"dataset": "digits", "batch": 9, "steps": 6, "log_every": 2, "save_every": 4}
+TINY = {"dataset": "digits", "batch": 9, "steps": 6, "log_every": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "beta-vae": {"warm_up": 10},
     "annealed-vae": {"capacity_steps": 5},
@@ -173,18 +178,18 @@ def _wait_for(condition: Any) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_killed_run_ends_with_the_same_weights(
     number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = {"steps": 100_000, "save_every": 7, "log_every": 5, "network": "mlp", "hidden": 16}
+    values = {"steps": 100_000, "save_seconds": 0.2, "log_every": 5, "network": "mlp", "hidden": 16}
     with _start("beta-vae", tmp_path / "killed", **values) as process:
         _wait_for((tmp_path / "killed" / checkpoints.NAME).exists)
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     step = checkpoints.load(tmp_path / "killed" / checkpoints.NAME).step
     if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL and step % 7 == 0
+        assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130, errors
         assert f"after {step} of 100000 steps: the same command goes on" in output
@@ -195,16 +200,28 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert _log(tmp_path / "killed") == _log(tmp_path / "whole")
 
 
-def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     train.run(_config("beta-vae", steps=4, network="mlp", hidden=16), tmp_path)
     before = _digest(tmp_path)
-    content = checkpoints.load(tmp_path / checkpoints.NAME)
-    content.model["network.encoder.1.bias"].fill_(torch.nan)
-    checkpoints.save(content, tmp_path / checkpoints.NAME)
     arguments = _flags("beta-vae", network="mlp", hidden=16)
-    assert cli.main(["train", "beta-vae", *arguments, f"--output={tmp_path}"]) == 2
+    model = "fastib.models.beta_vae.fastib.reparameterize_with_kl"
+    right = fastib.reparameterize_with_kl
+    with monkeypatch.context() as patch:
+        patch.setattr(model, lambda mu, logvar: (right(mu, logvar)[0], mu.sum() * torch.nan))
+        assert cli.main(["train", "beta-vae", *arguments, f"--output={tmp_path}"]) == 2
     assert "the loss is nan in step 6: try a lower learning_rate" in capsys.readouterr().err
-    assert checkpoints.load(tmp_path / checkpoints.NAME).step == 4 and _digest(tmp_path) != before
+    assert _digest(tmp_path) == before
+    with monkeypatch.context() as patch:  # which nothing has looked at when the run ends
+        patch.setattr(model, lambda mu, logvar: (right(mu, logvar)[0], mu.sum() * torch.nan))
+        assert cli.main(["train", "beta-vae", *arguments, "--learning-rate=2", f"--output={tmp_path}"]) == 2
+        assert "learning_rate must be that of the run" in capsys.readouterr().err
+        arguments = _flags("beta-vae", network="mlp", hidden=16, steps=5, log_every=100)
+        monkeypatch.setattr(train, "_check_finite", lambda loss, step: None)
+        assert cli.main(["train", "beta-vae", *arguments, f"--output={tmp_path}"]) == 2
+    assert "the weights are no longer finite in step 5: try a lower learning_rate" in capsys.readouterr().err
+    assert _digest(tmp_path) == before
 
 
 # Checkpoints.
@@ -267,15 +284,20 @@ def test_other_files_are_no_checkpoints(tmp_path: Path, checkpoint: Path) -> Non
         checkpoints.load(checkpoint)
 
 
-def test_a_checkpoint_is_never_half_written(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def _small_files(size: int) -> Iterator[None]:
+    """No file may become larger, which ends a write as a full disk does, with another number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_is_never_half_written(checkpoint: Path) -> None:
     kept, content = checkpoint.read_bytes(), checkpoints.load(checkpoint)
-
-    def full(content: Any, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr(_files.torch, "save", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with _small_files(10_000), pytest.raises(OSError, match="File too large"):
         checkpoints.save(content, checkpoint)
     assert checkpoint.read_bytes() == kept and not checkpoint.with_name("checkpoint.pt.new").exists()
 
@@ -283,7 +305,7 @@ def test_a_checkpoint_is_never_half_written(checkpoint: Path, monkeypatch: pytes
 # What is refused: before anything is written, naming the key.
 
 BAD = {
-    "unknown key": (["--betta=3"], "--betta must be a key of vib, one of model, dataset"),
+    "unknown key": (["--betta=3"], "--betta must be a key of vib, one of dataset"),
     "no key": (["steps=3"], "steps must be a key of vib"),
     "key of another model": (["--estimator=mss"], "--estimator must be a key of vib"),
     "no value": (["--steps"], "steps must be given a value"),
@@ -293,10 +315,16 @@ BAD = {
     "too few steps": (["--steps=0"], "steps must be at least 1, got 0"),
     "negative seed": (["--seed=-1"], "seed must be at least 0, got -1"),
     "infinite rate": (["--learning-rate=inf"], "learning_rate must be a finite number of at least 0, got inf"),
-    "average of 1": (["--average=1"], "average must be below 1, got 1.0"),
+    "average above 1": (["--average=1.5"], "average must be in [0, 1], got 1.5"),
+    "decay above 1": (["--decay=1e300"], "decay must be in [0, 1], got 1e+300"),
+    "beta1 that is not a number": (["--beta1=nan"], "beta1 must be in [0, 1], got nan"),
+    "twice": (["--steps=3", "--steps=4"], "steps must be given once"),
+    "another model": (["--model=beta-vae"], "--model must be a key of vib"),
+    "more than all images": (["--batch=2000"], "batch must be at most 1437, the images of digits, got 2000"),
+    "too large a model": (["--latent-dim=1000000000000"], "the options must make a model that fits into memory, got {"),
     "bad option": (["--beta=-1"], "beta must be a finite number of at least 0, got -1.0"),
-    "unknown data": (["--dataset=cifar"], "dataset must be one of 'sprites', 'sprites-32', 'digits'"),
-    "missing data": (["--dataset=mnist", "--data=nowhere"], "data must be the folder of the files of mnist, got 'now"),
+    "unknown data": (["--preset=paper", "--dataset=cifar"], "dataset must be one of 'sprites', 'sprites-32', 'digits'"),
+    "missing data": (["--preset=paper", "--data=nowhere"], "data must be the folder of the files of mnist, got 'now"),
     "unknown preset": (["--preset=best"], "preset must be one of 'quick', 'paper', got 'best'"),
     "missing file": (["--config=nowhere.toml"], "config must be a file of text, got nowhere.toml: FileNotFoundError"),
 }
@@ -304,7 +332,8 @@ BAD = {
 
 @pytest.mark.parametrize(("flags", "message"), BAD.values(), ids=BAD)
 def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "vib", "--dataset=digits", *flags, f"--output={tmp_path / 'new'}"]) == 2
+    dataset = [] if "--preset=paper" in flags else ["--dataset=digits"]
+    assert cli.main(["train", "vib", *dataset, *flags, f"--output={tmp_path / 'new'}"]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
@@ -317,6 +346,7 @@ BAD_FILES = {
     "a table": ("[steps]\na = 1", "steps must be an integer, got {'a': 1}"),
     "no TOML": ("steps 3", "config must be a TOML file, got"),
     "another model": ('model = "beta-vae"', "model must be that of"),
+    "a huge number": ("beta = 1" + "0" * 400, "beta must be a number that a double can hold, got one of 401 digits"),
 }
 
 
@@ -356,6 +386,108 @@ def test_a_folder_with_another_run(checkpoint: Path, capsys: pytest.CaptureFixtu
     assert cli.main(["train", "vib", *_flags("vib"), f"--output={checkpoint.parent}"]) == 2
     assert f"checkpoint must be a file of torch.save, got {checkpoint}" in capsys.readouterr().err
     assert checkpoint.read_bytes() == kept[:100]
+
+
+def test_a_disk_that_fills_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(_config("vib", steps=4), tmp_path)
+    before = _digest(tmp_path)
+    with _small_files(10_000):
+        assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
+    message = f"output must be a folder that can be written, got {tmp_path}: File too large"
+    assert message in capsys.readouterr().err and _digest(tmp_path) == before
+    train.run(_config("vib"), tmp_path)
+    assert checkpoints.load(tmp_path / checkpoints.NAME).step == 6
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / checkpoints.NAME).with_suffix(".pt.new").mkdir()
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
+    assert f"output must be a folder that can be written, got {tmp_path}: " in capsys.readouterr().err
+
+
+def test_files_of_somebody_else_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, config = tmp_path / logs.NAME, tmp_path / train.CONFIG
+    log.write_text("step,weight\n1,80\n")
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
+    assert f"output must be a folder without the log.csv of something else, got {tmp_path}" in capsys.readouterr().err
+    assert log.read_text() == "step,weight\n1,80\n" and not config.exists()
+    log.unlink()
+    config.write_text("# mine\nsteps = 4\ndataset = 'digits'\nhidden = 8\n")
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
+    assert f"batch must be that of the run in {tmp_path}, 64, got 9" in capsys.readouterr().err
+    assert cli.main(["train", "vib", f"--config={config}", f"--output={tmp_path}"]) == 0
+    assert config.read_text().startswith("# mine")
+
+
+def test_what_is_left_out_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _config("vib").options == {"latent_dim": 256, "hidden": 16, "beta": 1e-3}
+    train.run(_config("vib", steps=2, beta=0.5), tmp_path / "a")
+    with pytest.raises(ValueError, match="beta must be that of the run in .*, 0.5, got 0.001"):
+        train.run(_config("vib"), tmp_path / "a")
+    train.run(_config("vib", steps=2), tmp_path / "b")
+    train.run(_config("vib", beta=1e-3), tmp_path / "b")
+    assert checkpoints.load(tmp_path / "b" / checkpoints.NAME).step == 6
+
+
+def test_other_images_under_the_same_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, pixels in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        for part in ("train", "t10k"):
+            images = bytes([0, 0, 8, 3, 0, 0, 0, 20, 0, 0, 0, 8, 0, 0, 0, 8]) + bytes([pixels] * 20 * 64)
+            (tmp_path / name / f"{part}-images-idx3-ubyte").write_bytes(images)
+            (tmp_path / name / f"{part}-labels-idx1-ubyte").write_bytes(
+                bytes([0, 0, 8, 1, 0, 0, 0, 20, *range(10)] + [*range(10)])
+            )
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    run = {"dataset": "mnist", "network": "mlp", "hidden": 16}
+    train.run(_config("beta-vae", **run, steps=2, data=str(tmp_path / "a")), tmp_path / "run")
+    with pytest.raises(ValueError, match="data must be that of the run in .*, got .*b', with other images"):
+        train.run(_config("beta-vae", **run, data=str(tmp_path / "b")), tmp_path / "run")
+    train.run(_config("beta-vae", **run, data=str(tmp_path / "moved")), tmp_path / "run")
+    train.run(_config("beta-vae", **run, data=str(tmp_path / "a")), tmp_path / "whole")
+    run_, whole = (checkpoints.load(tmp_path / name / checkpoints.NAME) for name in ("run", "whole"))
+    assert list(checkpoints._bytes(run_.model)) == list(checkpoints._bytes(whole.model))
+
+
+@pytest.mark.parametrize("text", ["ä/ö", "😀", "a\tb\x7f", 'quote " and \\', "new\nline"])
+def test_every_text_is_read_as_it_was_written(text: str, tmp_path: Path) -> None:
+    config = _config("vib", data=text, learning_rate=1 / 3)
+    (tmp_path / "file.toml").write_text(config.toml(), encoding="utf-8")
+    assert Config.of(configs.read(tmp_path / "file.toml")) == config
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "vib", *_flags("vib")], ["evaluate", "x.pt"], ["demo"], ["plot", "traversals", "x"]]
+)
+def test_missing_extras(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 2
+    assert "pip install 'fastib[models]'" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="a TOML file needs tomli"):
+        configs.presets("vib")
+
+
+def test_missing_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else found(name))
+    assert cli.main(["train", "vib", *_flags("vib", tensorboard="true"), f"--output={tmp_path / 'new'}"]) == 2
+    assert "pip install 'fastib[tensorboard]'" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_while_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "open_dataset", interrupted)
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path / 'new'}"]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

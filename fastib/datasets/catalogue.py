@@ -38,5 +38,5 @@ def open_dataset(name: str, data: str = "", train: bool = True) -> FactoredImage
     check_choice("dataset", name, tuple(DATASETS))
     try:
         return DATASETS[name](data, train)
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"data must be the folder of the files of {name}, got {data!r}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -35,9 +34,3 @@ def check_int64(name: str, value: Any, dims: int, other_name: str, other: Tensor
             f"{name} must have shape {shape}, as {other_name} has {len(other)} rows, got {tuple(value.shape)}"
         )
     _arguments.check_device(name, value, other_name, other)
-
-
-def require_sklearn(who: str) -> None:
-    """Raises ImportError, naming the extra, where there is no scikit-learn."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise ImportError(f"{who} needs scikit-learn: pip install 'fastib[models]'")

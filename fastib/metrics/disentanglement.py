@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastib import _arguments, functional
+from fastib._extras import require
 from fastib.metrics import _inputs
 from fastib.metrics.exact import Encoder, encoded
 
@@ -243,7 +244,7 @@ def dci(codes: Tensor, factors: Tensor, *, seed: int = 0) -> DCI:
     _inputs.check_codes("codes", codes, rows=_FEWEST_FOR_TREES, dims=2)
     values, varying = _checked_factors("factors", factors, "codes", codes, fewest=2)
     _arguments.check_integer("seed", seed, 0)
-    _inputs.require_sklearn("dci")
+    require("sklearn", "dci")
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.model_selection import train_test_split
 
@@ -304,7 +305,7 @@ def sap(codes: Tensor, factors: Tensor, *, categorical: Sequence[int] = ()) -> S
         if k >= factors.shape[1]:
             raise ValueError(f"categorical must have columns of factors, below {factors.shape[1]}, got {k}")
     if categorical:
-        _inputs.require_sklearn("sap")
+        require("sklearn", "sap")
     codes = codes.double()
     predictability = (_standardized(codes).T @ _standardized(factors.double()) / len(codes)) ** 2
     for k in set(categorical).intersection(varying.tolist()):

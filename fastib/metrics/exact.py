@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastib import _arguments, _files, functional
 from fastib._arguments import Estimator
-from fastib._progress import NoBar, progress_bar, require_tqdm
+from fastib._extras import require
+from fastib._progress import NoBar, progress_bar
 from fastib.reference import ELBODecomposition
 
 Encoder = Callable[[Any], tuple[Tensor, Tensor]]
@@ -104,7 +105,7 @@ def _check(rows: Any, seed: Any, reduction: Any, path: Path | None, progress: An
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"state must be in a folder that exists, got {path}")
     if progress:
-        require_tqdm()
+        require("tqdm", "the progress bar")
 
 
 class _Decomposition:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastib import _arguments
+from fastib._extras import require
 from fastib.metrics import _inputs
 
 _STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # of the penalty, inverted, as scikit-learn counts it
@@ -110,7 +111,7 @@ def _cross_entropy(model: Any, x: Any, y: Any) -> float:
 
 
 def _check(features_train: Any, targets_train: Any, features_test: Any, targets_test: Any) -> None:
-    _inputs.require_sklearn("probe")
+    require("sklearn", "probe")
     for part, features, targets in (("train", features_train, targets_train), ("test", features_test, targets_test)):
         name = f"features_{part}"
         _arguments.check_floating(name, features)

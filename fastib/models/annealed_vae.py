@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import fastib
+from fastib._arguments import check_integer
 from fastib.losses import AnnealedVAELoss, VAETerms
 from fastib.models.vae import VAE
 
@@ -44,6 +45,7 @@ class AnnealedVAE(VAE):
         likelihood: str = "bernoulli",
     ) -> None:
         super().__init__(image_shape, network, latent_dim, hidden)
+        check_integer("capacity_steps", capacity_steps, 1)
         self.criterion = AnnealedVAELoss(gamma, capacity, capacity_steps, likelihood=likelihood)
 
     def forward(self, images: Tensor) -> VAETerms:

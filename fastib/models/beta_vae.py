@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import fastib
+from fastib._arguments import check_integer, check_number
 from fastib.losses import BetaVAELoss, VAETerms
 from fastib.models.vae import VAE
 from fastib.schedules import Linear
@@ -42,6 +43,8 @@ class BetaVAE(VAE):
         likelihood: str = "bernoulli",
     ) -> None:
         super().__init__(image_shape, network, latent_dim, hidden)
+        check_number("beta", beta, minimum=0.0)
+        check_integer("warm_up", warm_up, 0)
         self.criterion = BetaVAELoss(beta if warm_up == 0 else Linear(0.0, beta, warm_up), likelihood=likelihood)
 
     def forward(self, images: Tensor) -> VAETerms:

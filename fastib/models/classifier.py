@@ -29,7 +29,7 @@ class Classifier(nn.Module):
         raise NotImplementedError
 
     def representations(self, images: Tensor) -> list[Tensor]:
-        """What the layers with noise say, in their order, with new noise: [B, ...] each."""
+        """What the layers say that noise reaches, in their order, with new noise: [B, ...] each."""
         raise NotImplementedError
 
     def step(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -27,10 +27,10 @@ class Noise(nn.Module):
     whose two parameters are learned.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: str) -> None:
+    def __init__(self, channels: int, activation: str) -> None:
         super().__init__()
         self.activation = activation
-        self.size = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+        self.size = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         if activation == "softplus":
             self.prior_mean, self.prior_log_std = (nn.Parameter(torch.zeros(())) for _ in range(2))
 
@@ -88,13 +88,13 @@ class Layer(NamedTuple):
 
 
 class AllCNN(Classifier):
-    """Convolutions alone, in three stages, with noise on what each stage ends with::
+    """Convolutions alone, in three stages, with noise on what the first two end with::
 
         3x3 width      3x3 width      3x3 width, stride 2       noise
         3x3 2 width    3x3 2 width    3x3 2 width, stride 2     noise
-        3x3 2 width                   1x1 2 width               noise
+        3x3 2 width                   1x1 2 width
         1x1 classes, mean over the image
-        loss = cross_entropy(logits, labels) + beta * sum of the information of the three noises
+        loss = cross_entropy(logits, labels) + beta * sum of the information of the two noises
 
     Args:
         image_shape: channels, height and width of the images.
@@ -106,7 +106,8 @@ class AllCNN(Classifier):
         beta: the price of a nat about the image in nats about the label, per image. (The authors divide the information
             by the number N of training images: their beta is N times this.)
 
-    It returns `ClassifierTerms(loss, cross_entropy, information)`. Evaluation is without noise, whose mean is 1.
+    It returns `ClassifierTerms(loss, cross_entropy, information)`. Evaluation is without noise, whose mean is 1; call
+    `settle` before it, with images to train with.
 
     Source: Achille & Soatto 2018, "Information Dropout: learning optimal representations through noisy computation",
     section 6; the network: Springenberg et al. 2015, "Striving for simplicity: the all convolutional net", table 1.
@@ -116,7 +117,7 @@ class AllCNN(Classifier):
     >>> model = AllCNN((1, 28, 28), 10, width=8)
     >>> terms = model(torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 2, 3]))
     >>> [layer.z.shape[1:].numel() for layer in model.layers(torch.rand(4, 1, 28, 28))]
-    [1568, 784, 784]
+    [1568, 784]
     """
 
     def __init__(
@@ -140,9 +141,9 @@ class AllCNN(Classifier):
         def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> Convolution:
             return Convolution(inputs, outputs, kernel, activation, stride, pooling)
 
-        def noise_of(inputs: int, outputs: int, stride: int) -> nn.Module:
+        def noise_of(channels: int) -> nn.Module:
             if noise == "information":
-                return Noise(inputs, outputs, stride, activation)
+                return Noise(channels, activation)
             return Dropout(0.5 if noise == "dropout" else 0.0)
 
         double = 2 * width
@@ -150,19 +151,11 @@ class AllCNN(Classifier):
             [
                 nn.Sequential(convolution(image_shape[0], width), convolution(width, width)),
                 nn.Sequential(convolution(width, double), convolution(double, double)),
-                convolution(double, double),
             ]
         )
-        self.ends = nn.ModuleList(
-            [
-                convolution(width, width, stride=2),
-                convolution(double, double, stride=2),
-                convolution(double, double, kernel=1),
-            ]
-        )
-        self.noises = nn.ModuleList(
-            [noise_of(width, width, 2), noise_of(double, double, 2), noise_of(double, double, 1)]
-        )
+        self.ends = nn.ModuleList([convolution(width, width, stride=2), convolution(double, double, stride=2)])
+        self.noises = nn.ModuleList([noise_of(width), noise_of(double)])
+        self.last = nn.Sequential(convolution(double, double), convolution(double, double, kernel=1))
         self.classes = nn.Conv2d(double, classes, 1)
 
     def forward(self, images: Tensor, labels: Tensor) -> ClassifierTerms:
@@ -191,8 +184,26 @@ class AllCNN(Classifier):
         return layers
 
     def representations(self, images: Tensor) -> list[Tensor]:
-        return [layer.z for layer in self.layers(images)]
+        """What the two noisy layers and the one before the classes say, in their order, with new noise."""
+        noisy = [layer.z for layer in self.layers(images)]
+        return [*noisy, self.last(noisy[-1])]
+
+    @torch.no_grad()
+    def settle(self, batches: Iterable[Tensor]) -> None:
+        """Learns the statistics of the batch normalisations anew from batches of images, without the noise with which
+        they were learned, as the authors' code does before it evaluates."""
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta, mode = [norm.momentum for norm in norms], self.training
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+        self.train()
+        for images in batches:
+            self.logits(images)
+        self.train(mode)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
     def _classify(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classes(x).mean(dim=(2, 3))
+        logits: Tensor = self.classes(self.last(x)).mean(dim=(2, 3))
         return logits

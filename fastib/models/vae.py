@@ -21,7 +21,7 @@ class ConvVAE(nn.Module):
 
     Args:
         latent_dim: the number of dimensions of the latent code.
-        image_shape: channels, height and width of the images. Height and width are even, and at least 8.
+        image_shape: channels, height and width of the images. Height and width are even, and at least 6.
 
     Raises:
         ValueError: for images that can't be halved.
@@ -111,7 +111,8 @@ class MLPVAE(nn.Module):
         image_shape: channels, height and width of the images.
         hidden: the width of the hidden layers; 1200 in the paper.
 
-    Source: Higgins et al. 2017, "beta-VAE", table 1 (2D shapes), with SiLUs as in `ConvVAE`.
+    Source: Higgins et al. 2017, "beta-VAE", table 1 (2D shapes), whose decoder has one more layer, and tanh where there
+    are SiLUs here, as in `ConvVAE`.
 
     >>> import torch
     >>> from fastib.models import MLPVAE
@@ -171,6 +172,7 @@ class VAE(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], network: str, latent_dim: int, hidden: int) -> None:
         super().__init__()
         check_choice("network", network, tuple(_NETWORKS))
+        check_integer("hidden", hidden, 1)
         options = {"hidden": hidden} if network == "mlp" else {}
         self.latent_dim = latent_dim
         self.network: ConvVAE | MLPVAE = _NETWORKS[network](latent_dim, image_shape, **options)
