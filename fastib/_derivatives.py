@@ -17,7 +17,6 @@ from fastib import _fallback, _vmap
 
 Tensors = Sequence[Any]  # tensors, or None where an optional one is not given
 Grads = Sequence[Any]  # the same, or None for zeros
-
 Options = Any  # a tuple of what the operator takes after its tensors
 Needed = Sequence[bool]
 

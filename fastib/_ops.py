@@ -92,11 +92,6 @@ def dropout_noise_grad(grad_z: Tensor, x: Tensor, log_std: Tensor, noise: Tensor
     return _fallback.dropout_noise_grad(grad_z, x, log_std, noise, mean_one)
 
 
-def _in_graphs(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """What is an operator for torch.compile alone: elsewhere it is a few of PyTorch's."""
-    return operator if torch.compiler.is_compiling() else _fallback.EVERYWHERE[operator._opname]  # type: ignore[attr-defined]
-
-
 @differentiable(
     reparameterize, tensors=4, of_first=(2,), kept=lambda mu, logvar, noise, rng: (logvar, logvar, noise, rng)
 )
@@ -110,7 +105,7 @@ class Reparameterize(Differentiable):
         _, logvar, noise, rng = tensors
         (grad_z,) = grads
         d_logvar = reparameterize_backward(grad_z, logvar, noise, rng) if needed[1] else None
-        d_noise = _in_graphs(noise_grad)(grad_z, logvar) if needed[2] else None
+        d_noise = noise_grad(grad_z, logvar) if needed[2] else None
         return grad_z, d_logvar, d_noise, None
 
 
@@ -280,7 +275,7 @@ class ReparameterizeWithKL(Differentiable):
         d_mu, d_logvar = reparameterize_with_kl_backward(
             grad_z, grad_kl, mu, logvar, noise, rng, reduction, divisor, by_mu + 2 * by_logvar
         )
-        d_noise = _in_graphs(noise_grad)(grad_z, logvar) if by_noise else None
+        d_noise = noise_grad(grad_z, logvar) if by_noise else None
         return d_mu if by_mu else None, d_logvar if by_logvar else None, d_noise, None
 
 
@@ -308,7 +303,9 @@ class LogVariancePenalty(Differentiable):
 
     @staticmethod
     def gradients(needed: Needed, grads: Grads, tensors: Tensors, options: Options) -> Grads:
-        return (_in_graphs(log_variance_penalty_backward)(*grads, *tensors, *options),)
+        compiling = torch.compiler.is_compiling()
+        backward = log_variance_penalty_backward if compiling else _fallback.log_variance_penalty_backward
+        return (backward(*grads, *tensors, *options),)
 
 
 _DROPOUT = (
@@ -361,7 +358,7 @@ class InformationDropout(Differentiable):
         x, log_std, prior_mean, prior_log_std, noise, _ = tensors
         d_noise = None
         if by_noise:
-            d_noise = _in_graphs(dropout_noise_grad)(grads[0], x, log_std, noise, options[2])
+            d_noise = dropout_noise_grad(grads[0], x, log_std, noise, options[2])
         return (
             d_x if by_x else None,
             d_log_std if by_log_std else None,
