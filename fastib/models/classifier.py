@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -23,6 +24,14 @@ class Classifier(nn.Module):
 
     Call it with images [B, C, H, W] in [0, 1] and labels int64 [B] for the terms of the loss.
     """
+
+    beta: float  # the price of a nat about the image in nats about the label
+
+    def terms(self, logits: Tensor, labels: Tensor, information: Tensor) -> ClassifierTerms:
+        """The loss, cross_entropy(logits, labels) + beta * information, and what it is made of."""
+        cross_entropy = F.cross_entropy(logits, labels)
+        loss = cross_entropy + self.beta * information
+        return ClassifierTerms(loss, cross_entropy.detach(), information.detach())
 
     def logits(self, images: Tensor) -> Tensor:
         """The logarithms of the probabilities of the classes, up to a constant, without noise: [B, classes]."""

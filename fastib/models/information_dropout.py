@@ -164,9 +164,7 @@ class AllCNN(Classifier):
             inputs = body(x)
             x, kl = noise(inputs, end(inputs))
             information = information + kl
-        cross_entropy = F.cross_entropy(self._classify(x), labels)
-        loss = cross_entropy + self.beta * information
-        return ClassifierTerms(loss, cross_entropy.detach(), information.detach())
+        return self.terms(self._classify(x), labels, information)
 
     def logits(self, images: Tensor) -> Tensor:
         x = images

@@ -11,7 +11,22 @@ from fastib import functional
 from fastib._arguments import check_choice, check_integer
 
 
-class ConvVAE(nn.Module):
+class _Network(nn.Module):
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and logarithms of the variances of the posteriors of images [B, C, H, W]: two of [B, latent_dim]."""
+        mu, logvar = self.encoder(x).chunk(2, dim=-1)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The logits of the pixels that codes [B, latent_dim] stand for: [B, C, H, W]."""
+        logits: Tensor = self.decoder(z)
+        return logits
+
+
+class ConvVAE(_Network):
     """Encoder and decoder of the beta-VAE, by convolutions that halve the image until it is 4 pixels wide, or odd; the
     loss is up to you::
 
@@ -67,16 +82,6 @@ class ConvVAE(nn.Module):
         )
         keep_the_signal(self)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and logarithms of the variances of the posteriors of images [B, C, H, W]: two of [B, latent_dim]."""
-        mu, logvar = self.encoder(x).chunk(2, dim=-1)
-        return mu, logvar
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The logits of the pixels that codes [B, latent_dim] stand for: [B, C, H, W]."""
-        logits: Tensor = self.decoder(z)
-        return logits
-
 
 def _halvings(height: int, width: int) -> int:
     """How often an image is halved: until a side is 4 pixels or fewer, or odd."""
@@ -103,7 +108,7 @@ def keep_the_signal(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class MLPVAE(nn.Module):
+class MLPVAE(_Network):
     """Encoder and decoder of two hidden layers each, used as `ConvVAE` is.
 
     Args:
@@ -132,16 +137,6 @@ class MLPVAE(nn.Module):
         self.encoder = nn.Sequential(nn.Flatten(), *_mlp(pixels, hidden, 2 * latent_dim))
         self.decoder = nn.Sequential(*_mlp(latent_dim, hidden, pixels), nn.Unflatten(1, image_shape))
         keep_the_signal(self)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and logarithms of the variances of the posteriors of images [B, C, H, W]: two of [B, latent_dim]."""
-        mu, logvar = self.encoder(x).chunk(2, dim=-1)
-        return mu, logvar
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The logits of the pixels that codes [B, latent_dim] stand for: [B, C, H, W]."""
-        logits: Tensor = self.decoder(z)
-        return logits
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> list[nn.Module]:

@@ -77,9 +77,7 @@ class VIB(Classifier):
 
     def forward(self, images: Tensor, labels: Tensor) -> ClassifierTerms:
         z, information = fastib.reparameterize_with_kl(*self.encode(images))
-        cross_entropy = F.cross_entropy(self.decoder(z), labels)
-        loss = cross_entropy + self.beta * information
-        return ClassifierTerms(loss, cross_entropy.detach(), information.detach())
+        return self.terms(self.decoder(z), labels, information)
 
 
 def _log_softplus(x: Tensor) -> Tensor:
