@@ -87,8 +87,13 @@ def groups(rows: Sequence[Values], name: str) -> dict[tuple[str, ...], list[Valu
     last = {json.dumps(row["config"], sort_keys=True): row for row in rows if row["experiment"] == name}
     found: dict[tuple[str, ...], list[Values]] = {}
     for row in last.values():
-        found.setdefault(tuple(_said(row["config"], key) for key in OWN[name]), []).append(row)
-    return found
+        found.setdefault(_own(row["config"], name), []).append(row)
+    order = [_own(values, name) for values in experiments.EXPERIMENTS[name].runs]
+    return {own: found[own] for own in order if own in found}
+
+
+def _own(config: Values, name: str) -> tuple[str, ...]:
+    return tuple(_said(config, key) for key in OWN[name])
 
 
 def drawn(rows: Sequence[Values], name: str) -> dict[tuple[str, ...], list[Values]]:
