@@ -52,7 +52,7 @@ def newest(results: Path, of_cards: bool = False) -> list[Path]:
     """The newest file of each CPU and instruction set, <date>-<cpu>-<isa>.jsonl, or of each GPU, <date>-<card>.jsonl,
     whose header names the card."""
     date = len("yyyy-mm-dd-")
-    files = sorted({path.name[date:]: path for path in sorted(results.glob("*.jsonl"))}.values())
+    files = sorted({path.name[date:]: path for path in sorted(results.glob("[0-9]*.jsonl"))}.values())
     return [path for path in files if ("card" in json.loads(path.read_text().partition("\n")[0])) == of_cards]
 
 
