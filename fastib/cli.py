@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     decompose = commands.add_parser("decompose", help="decompose the KL of a checkpoint exactly, over all of its data")
     decompose.add_argument(
-        "checkpoint", type=Path, help="a file of the demo, or of torch.save: {'mu': ..., 'logvar': ...}"
+        "checkpoint", type=Path, help="a file of train, of the demo, or of torch.save: {'mu': ..., 'logvar': ...}"
     )
     decompose.add_argument("--rows", type=_positive, help="so many samples, drawn at random (default: all)")
     decompose.add_argument(

@@ -32,7 +32,7 @@ class Config:
 
     Args:
         model: which: a key of `MODELS`.
-        dataset: its images: a key of `fastib.datasets.DATASETS`.
+        dataset: its images: a key of `fastib.datasets.catalogue.DATASETS`.
         data: the folder of the data set's files, where it has any.
         steps: the number of steps of the optimiser, which is Adam.
         batch: the number of images of a step.
@@ -89,9 +89,11 @@ class Config:
         check_integer("seed", self.seed, 0)
         for name in ("learning_rate", "save_seconds"):
             check_number(name, getattr(self, name), minimum=0.0)
-        for name in ("decay", "average", "beta1"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+        for name in ("average", "beta1"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
     def values(self) -> dict[str, Any]:
         """What `of` makes the same configuration from."""

@@ -93,6 +93,9 @@ class _Threshold(Classifier):
         score = self.scale * (images.mean(dim=(1, 2, 3)) - 0.5)
         return torch.stack([-score, score], dim=1)
 
+    def representations(self, images: Tensor) -> list[Tensor]:
+        return [self.logits(images)]
+
     def forward(self, images: Tensor, labels: Tensor) -> Any:
         loss = F.cross_entropy(self.logits(images), labels)
         return ClassifierTerms(loss, loss, torch.tensor(2.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class ClassifierTerms(NamedTuple):
     information: Tensor
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, abc.ABC):
     """A classifier of images that pays for what it knows of them; each subclass is one paper's.
 
     Call it with images [B, C, H, W] in [0, 1] and labels int64 [B] for the terms of the loss.
@@ -33,13 +34,13 @@ class Classifier(nn.Module):
         loss = cross_entropy + self.beta * information
         return ClassifierTerms(loss, cross_entropy.detach(), information.detach())
 
+    @abc.abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """The logarithms of the probabilities of the classes, up to a constant, without noise: [B, classes]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def representations(self, images: Tensor) -> list[Tensor]:
         """What the layers say that noise reaches, in their order, with new noise: [B, ...] each."""
-        raise NotImplementedError
 
     def step(self) -> None:
         """Nothing is annealed."""
