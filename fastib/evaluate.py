@@ -156,7 +156,9 @@ def of_classifier(
     with seeded(seed):
         if isinstance(model, AllCNN):
             model.settle(train.images(some) for some in _chosen(train, SETTLING).split(_BATCH))
-        return _errors(model, test, images) | of_nuisance(model, train, test)
+        errors = _errors(model, test, images)
+    with seeded(seed):  # whatever noise the model drew: probes of several models see the same images
+        return errors | of_nuisance(model, train, test)
 
 
 def _errors(model: Classifier, test: FactoredImages, images: int | None) -> Results:
@@ -215,8 +217,9 @@ def of_nuisance(model: Classifier, train: FactoredImages, test: FactoredImages) 
     if len(train.factor_names) == 1:
         return {}
     results: Results = {}
-    features, factors = _features(model, train, PROBED)
-    test_features, test_factors = _features(model, test, PROBED_TEST)
+    chosen, chosen_test = _chosen(train, PROBED), _chosen(test, PROBED_TEST)  # before the model draws its noise
+    features, factors = _features(model, train, chosen)
+    test_features, test_factors = _features(model, test, chosen_test)
     for layer, x in features.items():
         for i, name in enumerate(train.factor_names):
             found = metrics.probe(x, factors[:, i], test_features[layer], test_factors[:, i])
@@ -224,9 +227,8 @@ def of_nuisance(model: Classifier, train: FactoredImages, test: FactoredImages) 
     return results
 
 
-def _features(model: Classifier, dataset: FactoredImages, count: int) -> tuple[dict[str, Tensor], Tensor]:
+def _features(model: Classifier, dataset: FactoredImages, indices: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """What the images and each layer, with its noise, say of some images; and their factors."""
-    indices = _chosen(dataset, count)
     batches = []
     for some in indices.split(_BATCH):
         images = dataset.images(some)

@@ -145,6 +145,18 @@ def test_nuisance_of_images_and_layers() -> None:
     assert evaluate.of_nuisance(model, digits(), digits(False)) == {}
 
 
+def test_probes_of_several_models_see_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "PROBED", 300)
+    monkeypatch.setattr(evaluate, "PROBED_TEST", 100)
+    train_, test = (Occluded(_dim(digits(part)), digits(part), side=8) for part in (True, False))
+    found = [
+        evaluate.of_classifier(AllCNN((1, 8, 8), 10, width=4, noise=noise), train_, test, seed=3)
+        for noise in ("none", "dropout", "information")
+    ]
+    read = [{name: value for name, value in results.items() if name.endswith("_image")} for results in found]
+    assert len(read[0]) == 4 and read[0] == read[1] == read[2]
+
+
 def test_of_a_vib_with_samples() -> None:
     torch.manual_seed(0)
     model = VIB((1, 8, 8), 10, hidden=32, latent_dim=4)
