@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from fastib import _files
 from fastib.configs import MODELS, Config
 from fastib.datasets import FactoredImages
-from fastib.models import VAE, BetaTCVAE, Classifier
+from fastib.models import BetaTCVAE, Classifier, Model
 
 NAME = "checkpoint.pt"  # in the folder of a run
 FORMAT = 1
@@ -47,7 +47,7 @@ class Checkpoint(NamedTuple):
     average: dict[str, Any] | None
 
 
-def new_model(config: Config, data: Data, group: ProcessGroup | None = None) -> VAE | Classifier:
+def new_model(config: Config, data: Data, group: ProcessGroup | None = None) -> Model:
     """The model that a configuration describes, untrained."""
     kind: Any = MODELS[config.model]
     beside: tuple[Any, ...] = ()
@@ -56,7 +56,7 @@ def new_model(config: Config, data: Data, group: ProcessGroup | None = None) -> 
     if issubclass(kind, BetaTCVAE):
         beside = data.images, group
     try:
-        model: VAE | Classifier = kind(data.image_shape, *beside, **config.options)
+        model: Model = kind(data.image_shape, *beside, **config.options)
     except (RuntimeError, MemoryError) as error:
         raise ValueError(
             f"the options must make a model that fits into memory, got {config.options}: {error}"
@@ -112,7 +112,7 @@ def is_checkpoint(content: Any) -> bool:
     return isinstance(content, dict) and isinstance(content.get("fastib"), int) and {*_KEYS} <= {*content}
 
 
-def trained_model(checkpoint: Checkpoint) -> VAE | Classifier:
+def trained_model(checkpoint: Checkpoint) -> Model:
     """The model of a checkpoint, with its averaged weights where there are any, for evaluation."""
     model = new_model(checkpoint.config, checkpoint.data)
     state = checkpoint.model if checkpoint.average is None else checkpoint.average

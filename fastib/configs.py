@@ -13,10 +13,11 @@ from typing import Any
 from fastib import _files
 from fastib._arguments import check_choice, check_integer, check_number
 from fastib._extras import toml_reader
-from fastib.datasets.catalogue import DATASETS
-from fastib.models import VAE, VIB, AllCNN, AnnealedVAE, BetaTCVAE, BetaVAE, Classifier
+from fastib.datasets import FactoredImages, Part, RandomLabels
+from fastib.datasets.catalogue import DATASETS, open_dataset
+from fastib.models import VIB, AllCNN, AnnealedVAE, BetaTCVAE, BetaVAE, Model
 
-MODELS: dict[str, type[VAE | Classifier]] = {
+MODELS: dict[str, type[Model]] = {
     "beta-vae": BetaVAE,
     "annealed-vae": AnnealedVAE,
     "beta-tcvae": BetaTCVAE,
@@ -34,6 +35,8 @@ class Config:
         model: which: a key of `MODELS`.
         dataset: its images: a key of `fastib.datasets.catalogue.DATASETS`.
         data: the folder of the data set's files, where it has any.
+        examples: the number of images to train on, the first ones (0: all).
+        random_labels: the fraction of the labels to train on that are drawn at random, once.
         steps: the number of steps of the optimiser, which is Adam.
         batch: the number of images of a step.
         learning_rate: of the first step.
@@ -50,6 +53,8 @@ class Config:
     model: str
     dataset: str = "sprites"
     data: str = ""
+    examples: int = 0
+    random_labels: float = 0.0
     steps: int = 1000
     batch: int = 64
     learning_rate: float = 5e-4
@@ -86,11 +91,13 @@ class Config:
         check_choice("dataset", self.dataset, tuple(DATASETS))
         for name in ("steps", "batch", "decay_steps", "log_every"):
             check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
+        for name in ("seed", "examples"):
+            check_integer(name, getattr(self, name), 0)
         for name in ("learning_rate", "save_seconds"):
             check_number(name, getattr(self, name), minimum=0.0)
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+        for name in ("decay", "random_labels"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("average", "beta1"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -103,6 +110,25 @@ class Config:
     def toml(self) -> str:
         """The text of a TOML file that says the same."""
         return "".join(f"{key} = {_toml(value)}\n" for key, value in self.values().items())
+
+    def images(self, train: bool = True, data: str | None = None) -> FactoredImages:
+        """Those that it trains on, or those of the data set to test with.
+
+        Args:
+            train: which.
+            data: the folder of the data set's files, where it is no longer that of the training.
+
+        Raises:
+            ValueError: as `fastib.datasets.catalogue.open_dataset` does, or if there are fewer images than `examples`.
+        """
+        images = open_dataset(self.dataset, data or self.data, train)
+        if not train:
+            return images
+        if self.examples > len(images):
+            raise ValueError(f"examples must be at most {len(images)}, those of {self.dataset}, got {self.examples}")
+        if self.examples > 0:
+            images = Part(images, self.examples)
+        return RandomLabels(images, self.random_labels, self.seed) if self.random_labels > 0 else images
 
     def learning_rate_at(self, step: int) -> float:
         """That of one step, counted from 0."""

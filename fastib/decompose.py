@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fastib import _files, checkpoints
-from fastib.datasets.catalogue import open_dataset
 from fastib.metrics import exact_elbo_decomposition
 from fastib.models import VAE, VIB
 from fastib.reference import ELBODecomposition
@@ -53,7 +52,7 @@ def _source(checkpoint: Path, data: str | None) -> tuple[Any, ...]:
         model = checkpoints.trained_model(trained)
         if not isinstance(model, (VAE, VIB)):
             raise ValueError(f"checkpoint must be of a model with a Gaussian code, got {trained.config.model}")
-        return model.encode, open_dataset(trained.config.dataset, data or trained.config.data)
+        return model.encode, trained.config.images(data=data)
     keys = set(content) if isinstance(content, dict) else set()
     if {"mu", "logvar"} <= keys:
         return (tuple(content[name] for name in ("z", "mu", "logvar") if name in content),)

@@ -13,9 +13,8 @@ from fastib import _files, checkpoints, functional, logs
 from fastib._arguments import check_choice, check_integer
 from fastib._extras import require
 from fastib.checkpoints import Checkpoint
-from fastib.datasets.catalogue import open_dataset
 from fastib.evaluate import evaluation, seeded
-from fastib.models import VAE, AllCNN, Classifier
+from fastib.models import VAE, AllCNN, Model
 
 COLUMNS = 11
 
@@ -144,7 +143,7 @@ def _point(run: Path) -> tuple[str, float, float]:
     return trained.config.model, results["rate"], results["distortion"]
 
 
-def _trained(run: Path) -> tuple[Checkpoint, VAE | Classifier]:
+def _trained(run: Path) -> tuple[Checkpoint, Model]:
     trained = checkpoints.load(run / checkpoints.NAME)
     return trained, checkpoints.trained_model(trained)
 
@@ -158,7 +157,7 @@ _KINDS: dict[str, Callable[[Sequence[Path], Path, str | None], None]] = {
 
 
 def _some_images(trained: Checkpoint, count: int, data: str | None) -> Tensor:
-    dataset = open_dataset(trained.config.dataset, data or trained.config.data, train=False)
+    dataset = trained.config.images(train=False, data=data)
     return dataset.images(torch.randint(len(dataset), (count,)))
 
 

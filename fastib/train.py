@@ -8,6 +8,7 @@ threads: PyTorch's sums depend on them), and several ranks train what one does, 
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import shutil
@@ -34,9 +35,8 @@ from fastib._progress import NoBar, progress_bar
 from fastib.checkpoints import Checkpoint, Data, new_model
 from fastib.configs import Config, read
 from fastib.datasets import FactoredImages
-from fastib.datasets.catalogue import open_dataset
 from fastib.logs import Log
-from fastib.models import VAE, Classifier
+from fastib.models import BetaTCVAE
 
 CONFIG = "config.toml"
 ENDS = "SIGINT", "SIGTERM", "SIGHUP"  # Ctrl-C, the system, a terminal that was closed; not all systems have all
@@ -44,12 +44,16 @@ MAY_DIFFER = "steps", "log_every", "save_seconds", "tensorboard", "data"  # from
 
 
 class Ranks(NamedTuple):
-    """The processes that train together, and which of them this is; `group` is None for one alone."""
+    """The processes that train together, and which of them this is."""
 
-    group: dist.ProcessGroup | None
     rank: int
     size: int
     device: torch.device
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """None for one process alone that torchrun did not start."""
+        return dist.group.WORLD if dist.is_initialized() else None
 
     def part_of(self, batch: int) -> slice:
         """The rows of a batch that are this rank's: as many as another's, or one more."""
@@ -62,14 +66,17 @@ def ranks() -> Iterator[Ranks]:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if "WORLD_SIZE" not in os.environ:
-        yield Ranks(None, 0, 1, device)
+        yield Ranks(0, 1, device)
         return
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        yield Ranks(dist.group.WORLD, dist.get_rank(), dist.get_world_size(), device)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
+        # Of gloo's threads, one may be about to let go of a Python object: if Python ends first, it aborts the process.
+        # They are waited for where the last reference to the group goes, so that none may be left to the end.
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -127,7 +134,7 @@ class Training:
         torch.manual_seed(mixed(config.seed, 0))
         self.model = new_model(config, Data.of(dataset), of.group).to(of.device)
         betas = config.beta1, 0.999
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, betas=betas)
+        self.optimiser = torch.optim.Adam(self.model.parameter_groups(), lr=config.learning_rate, betas=betas)
         self.average: AveragedModel | None = None
         if config.average > 0:
             self.average = AveragedModel(
@@ -141,7 +148,7 @@ class Training:
         images = self.dataset.images(indices).to(self.ranks.device)
         torch.manual_seed(mixed(self.config.seed, 2, self.step))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.step)
+            group["lr"] = self.config.learning_rate_at(self.step) * group.get("factor", 1.0)
         self.optimiser.zero_grad()
         terms = self._shared(images, **self._beside(indices))
         terms.loss.backward()
@@ -154,21 +161,17 @@ class Training:
 
     def _beside(self, indices: Tensor) -> dict[str, Tensor]:
         """What the model is given beside the images."""
-        if isinstance(self.model, Classifier):
-            return {"labels": self.dataset.factors(indices)[:, 0].to(self.ranks.device)}
-        if self.ranks.group is not None:
+        if isinstance(self.model, BetaTCVAE) and self.ranks.group is not None:
             # The noise that one process would draw for the whole batch, of which these rows are some.
             zero = torch.zeros(self.config.batch, self.model.latent_dim, device=self.ranks.device)
             return {"noise": fastib.reparameterize(zero, zero)[self.ranks.part_of(self.config.batch)]}
-        return {}
+        known = {"labels": self.dataset.factors(indices)[:, 0], "indices": indices}
+        return {name: known[name].to(self.ranks.device) for name in self.model.beside}
 
     @torch.no_grad()
     def row(self, terms: Any, images: Tensor) -> dict[str, float]:
         """What the log says of a step."""
-        row = {name: value.item() for name, value in terms._asdict().items()}
-        if isinstance(self.model, VAE):
-            row |= {f"kl_{i}": kl for i, kl in enumerate(self.model.kl_of_dimensions(images).tolist(), 1)}
-        return row
+        return {name: value.item() for name, value in terms._asdict().items()} | self.model.measures(images)
 
     def checkpoint(self) -> Checkpoint:
         average = None if self.average is None else self.average.module.state_dict()
@@ -215,17 +218,21 @@ def run(config: Config, output: Path) -> Trained:
     if config.tensorboard:
         require("tensorboard", "tensorboard = true")
     with ranks() as all_ranks, torch.random.fork_rng(range(torch.cuda.device_count())):
-        _check_ranks(config, all_ranks)
-        training = Training(config, _dataset(config), all_ranks)
-        _go_on(training, output)
-        if all_ranks.rank > 0:
-            _train(training, None, output)
-            return Trained(training.step, [])
-        try:
-            trained = _written(training, output)
-        except OSError as error:
-            raise ValueError(f"output must be a folder that can be written, got {output}: {error.strerror}") from error
-        print(report(trained, config, all_ranks.size))
+        return _run(config, output, all_ranks)
+
+
+def _run(config: Config, output: Path, all_ranks: Ranks) -> Trained:
+    _check_ranks(config, all_ranks)
+    training = Training(config, _dataset(config), all_ranks)
+    _go_on(training, output)
+    if all_ranks.rank > 0:
+        _train(training, None, output)
+        return Trained(training.step, [])
+    try:
+        trained = _written(training, output)
+    except OSError as error:
+        raise ValueError(f"output must be a folder that can be written, got {output}: {error.strerror}") from error
+    print(report(trained, config, all_ranks.size))
     return trained
 
 
@@ -239,7 +246,7 @@ def _check_ranks(config: Config, of: Ranks) -> None:
 
 
 def _dataset(config: Config) -> FactoredImages:
-    dataset = open_dataset(config.dataset, config.data)
+    dataset = config.images()
     if config.batch > len(dataset):
         raise ValueError(f"batch must be at most {len(dataset)}, the images of {config.dataset}, got {config.batch}")
     return dataset

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastib import checkpoints, cli, evaluate, functional, plots, train
 from fastib.configs import Config
 from fastib.datasets import FactoredImages, LabelledImages, Occluded, Sprites, digits
+from fastib.evaluate import classifiers
 from fastib.metrics import exact_elbo_decomposition
 from fastib.models import VIB, AllCNN, BetaVAE, Classifier, ClassifierTerms
 
@@ -146,8 +147,8 @@ def test_nuisance_of_images_and_layers() -> None:
 
 
 def test_probes_of_several_models_see_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "PROBED", 300)
-    monkeypatch.setattr(evaluate, "PROBED_TEST", 100)
+    monkeypatch.setattr(classifiers, "PROBED", 300)
+    monkeypatch.setattr(classifiers, "PROBED_TEST", 100)
     train_, test = (Occluded(_dim(digits(part)), digits(part), side=8) for part in (True, False))
     found = [
         evaluate.of_classifier(AllCNN((1, 8, 8), 10, width=4, noise=noise), train_, test, seed=3)

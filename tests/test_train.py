@@ -400,7 +400,7 @@ def test_ctrl_c_while_it_begins(
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "open_dataset", interrupted)
+    monkeypatch.setattr(configs, "open_dataset", interrupted)
     assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path / 'new'}"]) == 130
     assert capsys.readouterr().err == "Stopped.\n"
 

@@ -4,5 +4,16 @@ from fastib.datasets._images import FactoredImages
 from fastib.datasets.labelled import LabelledImages, digits, mnist
 from fastib.datasets.nuisances import Cluttered, Occluded
 from fastib.datasets.sprites import Sprites
+from fastib.datasets.variants import Part, RandomLabels
 
-__all__ = ["Cluttered", "FactoredImages", "LabelledImages", "Occluded", "Sprites", "digits", "mnist"]
+__all__ = [
+    "Cluttered",
+    "FactoredImages",
+    "LabelledImages",
+    "Occluded",
+    "Part",
+    "RandomLabels",
+    "Sprites",
+    "digits",
+    "mnist",
+]

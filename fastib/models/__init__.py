@@ -5,6 +5,7 @@ from fastib.models.beta_tcvae import BetaTCVAE
 from fastib.models.beta_vae import BetaVAE
 from fastib.models.classifier import Classifier, ClassifierTerms
 from fastib.models.information_dropout import AllCNN
+from fastib.models.model import Model
 from fastib.models.vae import MLPVAE, VAE, ConvVAE
 from fastib.models.vib import VIB
 
@@ -19,4 +20,5 @@ __all__ = [
     "Classifier",
     "ClassifierTerms",
     "ConvVAE",
+    "Model",
 ]

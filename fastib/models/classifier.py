@@ -6,7 +6,9 @@ import abc
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from fastib.models.model import Model
 
 
 class ClassifierTerms(NamedTuple):
@@ -20,12 +22,13 @@ class ClassifierTerms(NamedTuple):
     information: Tensor
 
 
-class Classifier(nn.Module, abc.ABC):
+class Classifier(Model):
     """A classifier of images that pays for what it knows of them; each subclass is one paper's.
 
     Call it with images [B, C, H, W] in [0, 1] and labels int64 [B] for the terms of the loss.
     """
 
+    beside = ("labels",)
     beta: float  # the price of a nat about the image in nats about the label
 
     def terms(self, logits: Tensor, labels: Tensor, information: Tensor) -> ClassifierTerms:
@@ -41,6 +44,3 @@ class Classifier(nn.Module, abc.ABC):
     @abc.abstractmethod
     def representations(self, images: Tensor) -> list[Tensor]:
         """What the layers say that noise reaches, in their order, with new noise: [B, ...] each."""
-
-    def step(self) -> None:
-        """Nothing is annealed."""

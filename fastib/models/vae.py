@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastib import functional
 from fastib._arguments import check_choice, check_integer
+from fastib.models.model import Model
 
 
 class _Network(nn.Module):
@@ -147,10 +148,8 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> list[nn.Module]:
 _NETWORKS = {"conv": ConvVAE, "mlp": MLPVAE}
 
 
-class VAE(nn.Module):
-    """A network and the loss that it is trained with; each subclass is one paper's.
-
-    Call it with images [B, C, H, W] in [0, 1] for the terms of the loss, then `step()` after each step of the optimiser.
+class VAE(Model):
+    """A variational autoencoder: a network and the loss that it is trained with; each subclass is one paper's.
 
     Args:
         image_shape: channels, height and width of the images.
@@ -185,6 +184,9 @@ class VAE(nn.Module):
         """The KL of each latent dimension in nats, mean of the batch: [latent_dim]."""
         return functional.gaussian_kl(*self.encode(images), reduction="none").mean(0)
 
+    def measures(self, images: Tensor) -> dict[str, float]:
+        """The KL of each latent dimension."""
+        return {f"kl_{i}": kl for i, kl in enumerate(self.kl_of_dimensions(images).tolist(), 1)}
+
     def step(self) -> None:
-        """Advances the schedules of the loss by one step of the optimiser."""
         self.criterion.step()

@@ -1,0 +1,76 @@
+"""`python -m fastib evaluate`: what a trained model is worth, by the metrics of its kind."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastib import _files, checkpoints
+from fastib._arguments import check_integer
+from fastib._extras import require
+from fastib.evaluate.classifiers import EPSILONS, adversarial, of_classifier, of_nuisance
+from fastib.evaluate.common import Results, seeded
+from fastib.evaluate.vaes import of_vae
+from fastib.models import VAE, Classifier
+
+__all__ = ["EPSILONS", "adversarial", "evaluation", "of_classifier", "of_nuisance", "of_vae", "report", "run", "seeded"]
+
+NAME = "evaluation.json"  # in the folder of the checkpoint
+
+
+def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str | None = None) -> Results:
+    """Measures the model of a checkpoint, prints the results, and writes them beside it as `evaluation.json`.
+
+    For a VAE: distortion (the reconstruction) and rate, exact mutual information, total correlation and dimension-wise
+    KL, active units and the Gaussian total correlation and, where there are several factors, the mutual information gap,
+    the FactorVAE score, DCI and SAP, over the images that it was trained on. For a classifier, over the images to test
+    with: error, cross-entropy and information; the error after a step of the size `EPSILONS` along the sign of the
+    gradient; and, where there is a nuisance, what a probe reads of it and of the label, in nats, from the image and from
+    each layer.
+
+    Args:
+        checkpoint: a file of `python -m fastib train`, or of the demo.
+        images: so many, drawn at random, instead of all; at least 100.
+        seed: of whatever is drawn.
+        data: the folder of the data set's files, where it is no longer that of the training.
+
+    Raises:
+        ImportError: without scikit-learn and tqdm, which the extra `models` installs.
+        ValueError: if the file is no checkpoint, or its data is missing.
+    """
+    require("tqdm", "the progress bar")
+    require("sklearn", "evaluate")
+    if images is not None:
+        check_integer("images", images, 100)
+    check_integer("seed", seed, 0)
+    trained = checkpoints.load(checkpoint)
+    model = checkpoints.trained_model(trained)
+    open_ = partial(trained.config.images, data=data)
+    if isinstance(model, VAE):
+        results = of_vae(model, open_(), images, seed)
+    elif isinstance(model, Classifier):
+        results = of_classifier(model, open_(), open_(train=False), images, seed)
+    print(report(results))
+    path = checkpoint.with_name(NAME)
+    finite = {name: value if math.isfinite(value) else None for name, value in results.items()}
+    text = json.dumps({"step": trained.step, **finite}, indent=1) + "\n"
+    _files.replace(path, lambda new: new.write_text(text, encoding="utf-8"))
+    print(f"Wrote {path}")
+    return results
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    """What `run` wrote in the folder of a checkpoint, with the step of the training."""
+    try:
+        results: dict[str, Any] = json.loads(_files.text("run", folder / NAME))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"run must have a whole {NAME}, got {folder}: {error}") from None
+    return results
+
+
+def report(results: Results) -> str:
+    """The results, a line each."""
+    return "\n".join(f"{name.replace('_', ' '):40}{value:12.4f}" for name, value in results.items())

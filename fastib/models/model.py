@@ -1,0 +1,27 @@
+"""What all models have in common, so that one training loop serves them."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+class Model(nn.Module, abc.ABC):
+    """A network and the loss that it is trained with: call it with images [B, C, H, W] in [0, 1], and whatever `beside`
+    names, for the terms of its loss, a named tuple whose first is `loss`; then `step()` after each step of the optimiser.
+    """
+
+    beside: ClassVar[tuple[str, ...]] = ()  # of "labels" and "indices", int64 [B]: what it is called with, too
+
+    def step(self) -> None:
+        """Advances the schedules of the loss by one step of the optimiser."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Those of the optimiser; the learning rate of one is that of the training, times its "factor"."""
+        return [{"params": list(self.parameters())}]
+
+    def measures(self, images: Tensor) -> dict[str, float]:
+        """What the log has of a batch, beside the terms of the loss."""
+        return {}
