@@ -8,7 +8,8 @@ from fastib._arguments import check_choice
 from fastib.datasets._images import FactoredImages
 from fastib.datasets.labelled import digits, mnist
 from fastib.datasets.nuisances import Cluttered, Occluded
-from fastib.datasets.sprites import Sprites
+from fastib.datasets.scenes import Scenes
+from fastib.datasets.sprites import CentredSprites, Sprites
 
 # Each is made of the folder of its files, and whether it is for training or for the test.
 DATASETS: dict[str, Callable[[str, bool], FactoredImages]] = {
@@ -19,7 +20,15 @@ DATASETS: dict[str, Callable[[str, bool], FactoredImages]] = {
     "fashion-mnist": lambda data, train: mnist(data, train),
     "occluded": lambda data, train: Occluded(mnist(data, train), digits(train)),
     "cluttered": lambda data, train: Cluttered(mnist(data, train)),
+    "sprite-scenes": lambda data, train: _scenes(CentredSprites(), train, most=3),
+    "sprite-scenes-32": lambda data, train: _scenes(CentredSprites(), train, side=32, size=14, most=3),
+    "digit-scenes": lambda data, train: _scenes(digits(train), train),
+    "mnist-scenes": lambda data, train: _scenes(mnist(data, train), train, size=28),
 }
+
+
+def _scenes(objects: FactoredImages, train: bool, **options: int) -> Scenes:
+    return Scenes(objects, scenes=60_000 if train else 10_000, seed=0 if train else 1, **options)
 
 
 def open_dataset(name: str, data: str = "", train: bool = True) -> FactoredImages:
@@ -27,8 +36,10 @@ def open_dataset(name: str, data: str = "", train: bool = True) -> FactoredImage
 
     Args:
         name: "sprites" (64 x 64) or "sprites-32", which are rendered and have no other images to test with; "digits",
-            scikit-learn's; "mnist", "fashion-mnist"; or those two "occluded" by digits, or "cluttered".
-        data: the folder with the files of all but the first three; see `fastib.datasets.mnist`.
+            scikit-learn's; "mnist", "fashion-mnist"; those two "occluded" by digits, or "cluttered"; or scenes of
+            several: "sprite-scenes" (up to 3 on 50 x 50), "sprite-scenes-32" (on 32 x 32), "digit-scenes" (up to 2 on
+            50 x 50) or "mnist-scenes".
+        data: the folder with the files of MNIST or Fashion-MNIST, if it is made of them; see `fastib.datasets.mnist`.
         train: the images to train with, or those to test with.
 
     Raises:

@@ -114,6 +114,31 @@ class Sprites(FactoredImages):
         return index
 
 
+class CentredSprites(FactoredImages):
+    """The 720 sprites of `Sprites` in the middle, 33 x 33: one for each shape, scale and orientation.
+
+    >>> from fastib.datasets import CentredSprites
+    >>> sprites = CentredSprites()
+    >>> len(sprites), sprites.image_shape, sprites.factor_names
+    (720, (1, 33, 33), ('shape', 'scale', 'orientation'))
+    """
+
+    factor_names, factor_sizes = Sprites.factor_names[:3], Sprites.factor_sizes[:3]
+    image_shape = (1, 2 * RADIUS + 1, 2 * RADIUS + 1)
+
+    def __init__(self) -> None:
+        self._sprites = _render_sprites().unsqueeze(1)
+
+    def __len__(self) -> int:
+        return len(self._sprites)
+
+    def _images(self, indices: Tensor) -> Tensor:
+        return self._sprites[indices]
+
+    def _factors(self, indices: Tensor) -> Tensor:
+        return torch.stack(torch.unravel_index(indices, self.factor_sizes), dim=1)
+
+
 def _render_sprites() -> Tensor:
     """Every shape, scale and orientation, centred: [720, 33, 33]."""
     _, scales, orientations = Sprites.factor_sizes[:3]

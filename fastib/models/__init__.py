@@ -6,6 +6,7 @@ from fastib.models.beta_vae import BetaVAE
 from fastib.models.classifier import Classifier, ClassifierTerms
 from fastib.models.information_dropout import AllCNN
 from fastib.models.model import Model
+from fastib.models.scene import Entities, SceneModel
 from fastib.models.vae import MLPVAE, VAE, ConvVAE
 from fastib.models.vib import VIB
 
@@ -20,5 +21,7 @@ __all__ = [
     "Classifier",
     "ClassifierTerms",
     "ConvVAE",
+    "Entities",
     "Model",
+    "SceneModel",
 ]

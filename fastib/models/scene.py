@@ -1,0 +1,34 @@
+"""What the models of scenes of several objects have in common."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastib.models.model import Model
+
+
+class Entities(NamedTuple):
+    """What a model finds in B images: up to K entities each, in no order that means anything.
+
+    `there`, bool [B, K], says which of them it holds for objects; `codes`, [B, K, D], are the means of their codes;
+    `images`, [B, K, C, H, W], is each one's own, where it lies on the canvas.
+    """
+
+    there: Tensor
+    codes: Tensor
+    images: Tensor
+
+
+class SceneModel(Model):
+    """A model that takes an image apart into entities; each subclass is one paper's. No label is needed."""
+
+    @abc.abstractmethod
+    def entities(self, images: Tensor) -> Entities:
+        """What is found in images [B, C, H, W], without noise."""
+
+    @abc.abstractmethod
+    def compose(self, entities: Entities) -> Tensor:
+        """The images of which entities are the parts, in [0, 1], in whatever order they are: [B, C, H, W]."""
