@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_KEYS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("model", help="beta-vae, annealed-vae, beta-tcvae, vib or information-dropout")
+    train.add_argument("model", help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout or air")
     train.add_argument("--preset", help="quick, or paper (see fastib/presets.toml)")
     train.add_argument("--config", type=Path, help="a TOML file of keys, which override the preset's")
     train.add_argument("--output", type=_folder, help="folder of the run (default: fastib-train/MODEL)")

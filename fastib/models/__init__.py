@@ -1,5 +1,6 @@
 """Models to train with the losses: one file reads as one paper."""
 
+from fastib.models.air import AIR, AIRTerms
 from fastib.models.annealed_vae import AnnealedVAE
 from fastib.models.beta_tcvae import BetaTCVAE
 from fastib.models.beta_vae import BetaVAE
@@ -11,9 +12,11 @@ from fastib.models.vae import MLPVAE, VAE, ConvVAE
 from fastib.models.vib import VIB
 
 __all__ = [
+    "AIR",
     "MLPVAE",
     "VAE",
     "VIB",
+    "AIRTerms",
     "AllCNN",
     "AnnealedVAE",
     "BetaTCVAE",
