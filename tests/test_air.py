@@ -100,6 +100,19 @@ def test_the_kl_of_a_step_is_that_of_its_posteriors() -> None:
     assert torch.equal(step.where, of_where[:, :3]) and torch.equal(step.what, of_what[:, :3])
 
 
+def test_a_step_sees_what_is_left() -> None:
+    model = _model(most=2)
+    first, second = model.infer(IMAGES, _Given(torch.tensor([[1.0, 0.5]] * 5)), noise=False)
+    torch.testing.assert_close(first.drawn, model.write(model.decode(first.what), first.where))
+    torch.testing.assert_close(second.drawn, 0.5 * model.write(model.decode(second.what), second.where))
+    left = IMAGES - first.drawn
+    start = torch.cat([model.look(IMAGES), torch.zeros(5, 3 + 3), torch.ones(5, 1)], dim=1)
+    then = torch.cat([model.look(left), first.where, first.what, torch.ones(5, 1)], dim=1)
+    state, _ = model.lstm(then, model.lstm(start))
+    torch.testing.assert_close(second.logit, model.decide(state)[:, 0])
+    torch.testing.assert_close(second.what, model.encoder(model.read(left, second.where))[:, :3])
+
+
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_the_gradient_by_decisions_is_unbiased(most: int) -> None:
     """Every outcome is enumerated: the mean of the estimates is the gradient of the mean, whatever the baseline."""
@@ -147,7 +160,7 @@ def test_the_baseline_learns_what_follows_a_decision() -> None:
     terms = model.terms(IMAGES, _Given(torch.ones(5, 1)))
     mean = model.write(model.decode(step.what), step.where)
     follows = ((IMAGES - mean).square().flatten(1).sum(1) / (2 * 0.3**2) + step.kl).detach()
-    error = (follows - model.baseline(step.seen.detach()).squeeze(1)).square().mean()
+    error = (follows - model.baseline(step.state.detach()).squeeze(1)).square().mean()
     expected = torch.autograd.grad(error, list(model.baseline.parameters()))
     found = torch.autograd.grad(terms.loss, list(model.baseline.parameters()))
     for one, other in zip(found, expected, strict=True):

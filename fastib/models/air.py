@@ -33,9 +33,10 @@ class AIRTerms(NamedTuple):
 class Step(NamedTuple):
     """What a step of the inference finds in B images.
 
-    `logit` is of one more object, where there have been all before it; `presence` says whether there is, in [0, 1];
-    `kl` [B] is that of its `where` [B, 3] and `what`, and `kl_presence` [B] that of the decision; `seen` is the state that
-    the decision was made from.
+    `logit` is of one more object, where there have been all before it; `presence` says whether there is, in [0, 1], and
+    `before`, whether there was one in the step before. `drawn` [B, 1, side, side] is what the object adds to the image;
+    `kl` [B] is that of its `where` [B, 3] and `what` [B, latent_dim], and `kl_presence` [B] that of the decision, which
+    was made from the `state`.
     """
 
     logit: Tensor
@@ -43,9 +44,10 @@ class Step(NamedTuple):
     before: Tensor
     where: Tensor
     what: Tensor
+    drawn: Tensor
     kl: Tensor
     kl_presence: Tensor
-    seen: Tensor
+    state: Tensor
 
 
 # How a step decides: from its logit, and whether there was an object in the step before it, [B] each.
@@ -64,17 +66,17 @@ class AIR(SceneModel):
     """An image as a sum of objects, each with a place, `where`, and a content, `what`, found one after the other by a
     recurrent network that says before each whether there is one more::
 
-        before = 1
+        before, left = 1, image
         for step in range(most):
-            state = lstm(image, where, what, presence)
+            state = lstm(left, where, what, before)
             presence = before * Bernoulli(sigmoid(f(state)))        # the presence of one more
             where, kl_where = fastib.reparameterize_with_kl(*g(state))
-            what, kl_what = fastib.reparameterize_with_kl(*encoder(read(image, where)))
-            mean = mean + presence * write(decoder(what), where)
+            what, kl_what = fastib.reparameterize_with_kl(*encoder(read(left, where)))
+            left = left - presence * write(decoder(what), where)
             kl = kl + presence * (kl_where + kl_what)
             kl_presence = kl_presence + before * KL(Bernoulli(sigmoid(f(state))), Bernoulli(prior))
             before = presence
-        loss = ((image - mean) ** 2).sum() / (2 * likelihood_std**2) + kl + kl_presence
+        loss = (left**2).sum() / (2 * likelihood_std**2) + kl + kl_presence
 
     The windows of `read` and `write` are squares of the side `scale` of the canvas, wholly inside it::
 
@@ -83,6 +85,10 @@ class AIR(SceneModel):
 
     and are resampled bilinearly, with `align_corners=False`: -1 and 1 are the edges of the canvas, not the centres of its
     first and last pixels.
+
+    A step sees what is left of the image, as in DRAW; in the paper it sees the whole image, and what is left is for the
+    state of the network to know. There, trainings fail in a way of their own: two steps draw the same object, each half
+    as bright, and stay so; here the second finds nothing left to draw.
 
     Args:
         image_shape: channels, height and width of the images: one channel, and as high as wide.
@@ -98,7 +104,7 @@ class AIR(SceneModel):
         likelihood_std: the standard deviation of the pixels.
         temperature: of the relaxation.
         prior_start, prior_end: the prior probability of one more object goes from the one to the other, linearly in its
-            logit, in `prior_steps` steps: at first objects cost nothing, and later they must be worth their price.
+            logit, in `prior_steps` steps: at first objects cost little, and later they must be worth their price.
         baseline_factor: the learning rate of the baseline, in those of the rest.
 
     It returns `AIRTerms(loss, reconstruction, kl, kl_presence, objects)`; in `eval` decisions are sampled. The gradient
@@ -106,7 +112,8 @@ class AIR(SceneModel):
 
     Source: Eslami et al. 2016, "Attend, infer, repeat: fast scene understanding with generative models", section 2; the
     baseline: Mnih & Gregor 2014, "Neural variational inference and learning in belief networks", section 2.3; the
-    relaxation: Maddison et al. 2017, "The concrete distribution".
+    relaxation: Maddison et al. 2017, "The concrete distribution"; what is left: Gregor et al. 2015, "DRAW: a recurrent
+    neural network for image generation", equation 3.
 
     >>> import torch
     >>> from fastib.models import AIR
@@ -127,8 +134,8 @@ class AIR(SceneModel):
         scale_floor: float = 0.2,
         likelihood_std: float = 0.3,
         temperature: float = 1.0,
-        prior_start: float = 0.9,
-        prior_end: float = 1e-5,
+        prior_start: float = 0.1,
+        prior_end: float = 1e-3,
         prior_steps: int = 20_000,
         baseline_factor: float = 10.0,
     ) -> None:
@@ -173,7 +180,7 @@ class AIR(SceneModel):
     def terms(self, images: Tensor, decision: Decision) -> AIRTerms:
         """Those of the loss, with the decisions made so."""
         steps = self.infer(images, decision)
-        mean = torch.stack([self._drawn(s) for s in steps]).sum(0)
+        mean = torch.stack([s.drawn for s in steps]).sum(0)
         reconstruction = (images - mean).square().flatten(1).sum(1) / (2 * self.likelihood_std**2)
         costs = [s.presence * s.kl for s in steps]
         kl, kl_presence = torch.stack(costs).sum(0), torch.stack([s.kl_presence for s in steps]).sum(0)
@@ -186,23 +193,21 @@ class AIR(SceneModel):
 
     def infer(self, images: Tensor, decision: Decision, noise: bool = True) -> list[Step]:
         """The steps of the inference; without noise, places and contents are the means of their posteriors."""
-        look = self.look(images)
-        presence, where, what = (
-            look.new_ones(len(look)),
-            look.new_zeros(len(look), 3),
-            look.new_zeros(len(look), self.latent_dim),
-        )
-        state, steps = None, []
+        presence, where = images.new_ones(len(images)), images.new_zeros(len(images), 3)
+        what, state, steps = images.new_zeros(len(images), self.latent_dim), None, []
+        left = images
         for _ in range(self.most):
             before = presence
-            state = self.lstm(torch.cat([look, where, what, before.unsqueeze(1)], dim=1), state)
+            state = self.lstm(torch.cat([self.look(left), where, what, before.unsqueeze(1)], dim=1), state)
             logit, of_where = self.decide(state[0]).split([1, 6], dim=1)
-            logit = logit.squeeze(1) + _START
+            logit = logit.squeeze(1)
             kl_presence = before * self._kl_of_decision(logit)
             presence = decision(logit, before)
             where, kl_where = _draw(of_where, noise)
-            what, kl_what = _draw(self.encoder(self.read(images, where)), noise)
-            steps.append(Step(logit, presence, before, where, what, kl_where + kl_what, kl_presence, state[0]))
+            what, kl_what = _draw(self.encoder(self.read(left, where)), noise)
+            drawn = presence.view(-1, 1, 1, 1) * self.write(self.decode(what), where)
+            steps.append(Step(logit, presence, before, where, what, drawn, kl_where + kl_what, kl_presence, state[0]))
+            left = left - drawn
         return steps
 
     def entities(self, images: Tensor) -> Entities:
@@ -211,7 +216,7 @@ class AIR(SceneModel):
         return Entities(
             torch.stack([s.presence > 0 for s in steps], dim=1),
             codes,
-            torch.stack([self._drawn(s) for s in steps], dim=1),
+            torch.stack([s.drawn for s in steps], dim=1),
         )
 
     def compose(self, entities: Entities) -> Tensor:
@@ -219,7 +224,7 @@ class AIR(SceneModel):
 
     def decode(self, what: Tensor) -> Tensor:
         """The windows of contents [B, latent_dim]: [B, 1, window, window], in [0, 1]."""
-        return torch.sigmoid(self.decoder(what) - _START)
+        return torch.sigmoid(self.decoder(what) + _BLACK)
 
     def boxes(self, where: Tensor) -> tuple[Tensor, Tensor]:
         """Sides [B], in sides of the canvas, and centres [B, 2], x and y in [-1, 1], of places [B, 3]."""
@@ -236,10 +241,6 @@ class AIR(SceneModel):
         scale, centre = self.boxes(where)
         return _resample(windows, 1 / scale, -centre / scale.unsqueeze(1), self.side)
 
-    def _drawn(self, step: Step) -> Tensor:
-        """What the object of a step adds to the image."""
-        return step.presence.view(-1, 1, 1, 1) * self.write(self.decode(step.what), step.where)
-
     def _relaxed(self, logit: Tensor, before: Tensor) -> Tensor:
         temperature = logit.new_tensor(self.temperature)
         return before * RelaxedBernoulli(temperature, logits=logit).rsample()
@@ -254,7 +255,7 @@ class AIR(SceneModel):
         follows = reconstruction.detach()  # what a decision may change: all that is said after it
         for step, cost in zip(reversed(steps), reversed(costs), strict=True):
             follows = follows + cost.detach()
-            baseline = self.baseline(step.seen.detach()).squeeze(1)
+            baseline = self.baseline(step.state.detach()).squeeze(1)
             log_probability = -F.binary_cross_entropy_with_logits(step.logit, step.presence, reduction="none")
             advantage = follows - baseline.detach()
             total = total + step.before * (advantage * log_probability + (follows - baseline).square())
@@ -262,7 +263,7 @@ class AIR(SceneModel):
         return total - total.detach()
 
 
-_START = 2.0  # of the logit of one more object; and less than it of a pixel, which is black before it has learned
+_BLACK = -2.0  # what is added to the logits of the pixels of an object, so that they are dark before it has learned
 
 
 def _logit(probability: float) -> float:
