@@ -1,11 +1,14 @@
-"""Writes the newest results into README.md: `python -m benches.report`; with --check, only says whether it is stale."""
+"""Writes the newest results into README.md, in brief, and into results/tables.md, whole: `python -m benches.report`.
+
+With --check, only says whether they are stale.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +17,50 @@ from benches.tables import markdown, number
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- benches:begin -->", "<!-- benches:end -->"
-ESTIMATORS_BEGIN, ESTIMATORS_END = "<!-- estimators:begin -->", "<!-- estimators:end -->"
-CALLS_BEGIN, CALLS_END = "<!-- calls:begin -->", "<!-- calls:end -->"
-CARDS_BEGIN, CARDS_END = "<!-- cards:begin -->", "<!-- cards:end -->"
-STEP_BEGIN, STEP_END = "<!-- training step:begin -->", "<!-- training step:end -->"
-LARGE_BEGIN, LARGE_END = "<!-- large batches:begin -->", "<!-- large batches:end -->"
+PAGE = "tables.md"
+INTRODUCTION = """# All tables
+
+Written by `python -m benches.report` from the rows beside this file; the README has some of them in brief."""
+
+Row = dict[str, Any]
+BRIEF = {  # the cases of the README: large and small ones of each kind, where they say most
+    ("reparameterize_with_kl", "128x10"),
+    ("reparameterize_with_kl", "4096x4096"),
+    ("information_dropout", "128x96x16x16"),
+    ("elbo_decomposition", "64x10"),
+    ("aggregate_posterior", "1024x10"),
+    ("aggregate_posterior", "2048x32"),
+    ("aggregate_posterior", "4096x64"),
+}
+BRIEF_CONTENDERS = "fastib", "eager", "torch.compile", "KeOps"
+BRIEF_LARGE = {("mixture", size, 10) for size in (1024, 16384, 65536)}
+BRIEF_BATCH = 64  # of the estimators
 
 
 def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
     parser = argparse.ArgumentParser(prog="python -m benches.report", description="Writes the benches into README.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if README.md is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if anything is stale")
     arguments = parser.parse_args(argv)
 
-    text = readme.read_text()
-    updated = splice(text, BEGIN, END, "\n\n".join(section(path) for path in newest(results)))
-    if of_cards := newest(results, of_cards=True):
-        updated = splice(updated, CARDS_BEGIN, CARDS_END, "\n\n".join(card_section(path) for path in of_cards))
-    if (results / calls.NAME).exists():
-        updated = splice(updated, CALLS_BEGIN, CALLS_END, calls_section(results / calls.NAME))
-    if (results / estimators.NAME).exists():
-        rows = json.loads((results / estimators.NAME).read_text())["rows"]
-        updated = splice(updated, ESTIMATORS_BEGIN, ESTIMATORS_END, estimators.table(rows))
-    if (results / training_step.NAME).exists():
-        updated = splice(updated, STEP_BEGIN, STEP_END, step_section(results / training_step.NAME))
-    if (results / large_batches.NAME).exists():
-        updated = splice(updated, LARGE_BEGIN, LARGE_END, large_section(results / large_batches.NAME))
-    if arguments.check:
-        if updated != text:
-            print("README.md is stale: run python -m benches.report", file=sys.stderr)
-        return int(updated != text)
-    readme.write_text(updated)
-    return 0
+    brief = readme.read_text()
+    parts = [INTRODUCTION]
+    for title, section in SECTIONS.items():
+        parts += [f"## {title}", whole] if (whole := section(results, False)) else []
+        if title not in ON_PAGE_ALONE and (tables := section(results, True)):
+            brief = splice(brief, *markers(title), tables)
+    files = {readme: brief, results / PAGE: "\n\n".join(parts) + "\n"}
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if arguments.check:
+            print(f"{path.name} is stale: run python -m benches.report", file=sys.stderr)
+        else:
+            path.write_text(files[path])
+    return int(arguments.check and bool(stale))
+
+
+def markers(title: str) -> tuple[str, str]:
+    """What the tables of a section stand between."""
+    return f"<!-- {title.lower()}:begin -->", f"<!-- {title.lower()}:end -->"
 
 
 def newest(results: Path, of_cards: bool = False) -> list[Path]:
@@ -65,8 +80,15 @@ def splice(text: str, begin: str, end: str, tables: str) -> str:
     return f"{before}{begin}\n{tables}\n{end}{after}"
 
 
-def section(path: Path) -> str:
+def cpus(results: Path, brief: bool) -> str:
+    """A table for each CPU."""
+    return "\n\n".join(cpu(path, brief) for path in newest(results))
+
+
+def cpu(path: Path, brief: bool = False) -> str:
     header, *rows = map(json.loads, path.read_text().splitlines())
+    if brief:
+        rows = [row for row in in_brief(rows) if row["contender"] in BRIEF_CONTENDERS]
     return (
         f"Forward and backward, or forward alone where it says so, in ms (median of interleaved rounds), and in brackets "
         f"as a multiple of fastib: {_origin(header)}. The floor is the least time that the bytes, the call "
@@ -74,17 +96,27 @@ def section(path: Path) -> str:
     )
 
 
-def calls_section(path: Path) -> str:
+def in_brief(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if (row["operator"], row["shape"]) in BRIEF and row["dtype"] == "float32"]
+
+
+def small_calls(results: Path, brief: bool) -> str:
+    if not (path := results / calls.NAME).exists():
+        return ""
     content = json.loads(path.read_text())
     rows = content["rows"]
     return (
-        f"Forward and backward in microseconds (median of interleaved rounds): {_origin(content['header'])}.\n\n"
+        f"Forward and backward in microseconds (median of interleaved rounds): {_origin(content['header'])}. Of the parts "
+        f"of a call, each below the one before, `nothing` is an autograd.Function that does nothing: an operator in Python "
+        f"cannot be cheaper.\n\n"
         f"{calls.table(rows)}\n\n`reparameterize_with_kl` in other ways, without checks, options and the draw of a seed: "
         f"{calls.alternatives(rows)}."
     )
 
 
-def step_section(path: Path) -> str:
+def training_steps(results: Path, brief: bool) -> str:
+    if not (path := results / training_step.NAME).exists():
+        return ""
     content = json.loads(path.read_text())
     return (
         f"A step of the demo's models with fused and with plain losses (median of interleaved rounds), the part of sample "
@@ -93,8 +125,15 @@ def step_section(path: Path) -> str:
     )
 
 
-def card_section(path: Path) -> str:
+def cards(results: Path, brief: bool) -> str:
+    """A table for each GPU."""
+    return "\n\n".join(card(path, brief) for path in newest(results, of_cards=True))
+
+
+def card(path: Path, brief: bool = False) -> str:
     header, *rows = map(json.loads, path.read_text().splitlines())
+    if brief:
+        rows = in_brief(rows)
     rates = header["rates"]["cuda"]
     return (
         f"Forward and backward, or forward alone where it says so, in ms of a replay of a CUDA graph that finds nothing in "
@@ -106,9 +145,9 @@ def card_section(path: Path) -> str:
     )
 
 
-def card_table(rows: Sequence[dict[str, Any]]) -> str:
+def card_table(rows: Sequence[Row]) -> str:
     """A line for each case; fastib's contenders are its backends."""
-    cases: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    cases: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         who = row["backend"] if row["contender"] == "fastib" else row["contender"]
         cases.setdefault((row["operator"], row["shape"], row["dtype"]), {}).setdefault(who, row)
@@ -123,25 +162,35 @@ def card_table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown(lines)
 
 
-def _time_on_card(found: dict[str, dict[str, Any]], name: str) -> str:
+def _time_on_card(found: dict[str, Row], name: str) -> str:
     if name not in found:
         return ""
     time, cuda = found[name]["median_ms"], found["cuda"]["median_ms"]
     return number(time) + ("" if name == "cuda" else f" ({number(time / cuda)}x)")
 
 
-def _mebibytes(row: dict[str, Any] | None) -> str:
+def _mebibytes(row: Row | None) -> str:
     return "" if row is None else number(row["peak_bytes"] / 2**20)
 
 
-def large_section(path: Path) -> str:
+def sizes(results: Path, brief: bool) -> str:
+    if not (path := results / large_batches.NAME).exists():
+        return ""
     content = json.loads(path.read_text())
+    rows = [row for row in content["rows"] if not brief or (row["regime"], row["size"], row["dims"]) in BRIEF_LARGE]
     return (
         f"Forward and backward in ms (median of interleaved rounds, or one call where it is long), and in brackets as a "
         f"multiple of auto: {_origin(content['header'])}. Errors are the largest against float64, on 256 rows "
         f"and in units of max(1, |value|): of log q(z_d), or of a sample's terms.\n\n"
-        f"{large_batches.table(content['rows'])}"
+        f"{large_batches.table(rows)}"
     )
+
+
+def of_estimators(results: Path, brief: bool) -> str:
+    if not (path := results / estimators.NAME).exists():
+        return ""
+    rows = json.loads(path.read_text())["rows"]
+    return estimators.table([row for row in rows if not brief or row["batch"] == BRIEF_BATCH])
 
 
 def _origin(header: dict[str, Any]) -> str:
@@ -156,9 +205,9 @@ def _commit(header: dict[str, Any]) -> str:
     return header["commit"][:9] + (" with changes" if header["dirty"] else "")
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """A Markdown table of one line per case, padded so that it also reads as it is."""
-    cases: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    cases: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         cases.setdefault((row["operator"], row["shape"], row["dtype"]), {})[row["contender"]] = row
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
@@ -171,11 +220,23 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown(lines)
 
 
-def _time(row: dict[str, Any] | None) -> str:
+def _time(row: Row | None) -> str:
     if row is None:
         return ""
     ratio = "" if row["contender"] == "fastib" else f" ({number(row['ratio'])}x)"
     return number(row["median_ms"]) + ratio
+
+
+# By title; a function of the folder of the rows, and of whether to be brief.
+SECTIONS: dict[str, Callable[[Path, bool], str]] = {
+    "CPU": cpus,
+    "Small calls": small_calls,
+    "GPU": cards,
+    "Large batches": sizes,
+    "Estimators": of_estimators,
+    "Training step": training_steps,
+}
+ON_PAGE_ALONE = ("Small calls",)
 
 
 if __name__ == "__main__":

@@ -101,20 +101,27 @@ def test_report_follows_the_newest_results(rows: list[harness.Row], tmp_path: Pa
     assert str(Path(__file__).parent.parent) not in path.read_text()
 
     readme = tmp_path / "README.md"
-    readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    begin, end = report.markers("CPU")
+    readme.write_text(f"above\n{begin}\nold\n{end}\nbelow\n")
     arguments = {"readme": readme, "results": tmp_path}
     assert report.main(["--check"], **arguments) == 1
     assert report.main([], **arguments) == 0
     assert report.main(["--check"], **arguments) == 0
     text = readme.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
-    for fact in (header["cpu"], header["torch"], header["date"], header["commit"][:9], report.table(rows)):
-        assert fact in text
+    whole = (tmp_path / report.PAGE).read_text()
+    brief = [row for row in report.in_brief(rows) if row["contender"] in report.BRIEF_CONTENDERS]
+    for of_file, of_rows in ((text, brief), (whole, rows)):
+        for fact in (header["cpu"], header["torch"], header["date"], header["commit"][:9], report.table(of_rows)):
+            assert fact in of_file
+    (tmp_path / report.PAGE).write_text("edited")
+    assert report.main(["--check"], **arguments) == 1
 
 
-def test_report_refuses_a_readme_without_markers(tmp_path: Path) -> None:
+def test_report_refuses_a_readme_without_markers(rows: list[harness.Row], tmp_path: Path) -> None:
+    run.save(rows, tmp_path)
     (tmp_path / "README.md").write_text("nothing here\n")
-    with pytest.raises(ValueError, match="benches:begin"):
+    with pytest.raises(ValueError, match="cpu:begin"):
         report.main([], readme=tmp_path / "README.md", results=tmp_path)
 
 
