@@ -61,7 +61,9 @@ class ColumnTCVAE(BetaTCVAE):
 
 _SPRITES = {"dataset": "sprites-32", "network": "mlp", "hidden": 400, "learning_rate": 1e-3, "log_every": 250}
 _SWEEP = _SPRITES | {"batch": 128, "steps": 20_000}
-_LARGE_BATCH = _SPRITES | {"batch": 512, "steps": 25_000}
+_LARGE_BATCH = _SPRITES | {"batch": 256, "steps": 10_000}  # as many images as the sweep
+_AIR = {"model": "air", "window": 16, "hidden": 128, "latent_dim": 20, "batch": 64, "learning_rate": 1e-3}
+_AIR |= {"steps": 6000, "prior_steps": 3000, "decay": 0.1, "decay_steps": 4500, "log_every": 250}
 _VIB = {"model": "vib", "learning_rate": 5e-4, "decay": 0.97, "average": 0.999, "log_every": 500}
 _FASHION = {"dataset": "fashion-mnist", "data": FASHION, "hidden": 512, "latent_dim": 64, "batch": 100}
 _DIGITS = {"dataset": "digits", "hidden": 256, "latent_dim": 32, "batch": 100}
@@ -75,10 +77,18 @@ EXPERIMENTS = {
         [_SWEEP | {"model": "annealed-vae", "gamma": 100.0, "capacity": 15.0, "capacity_steps": 20_000}], 3
     ),
     "beta-tcvae": Experiment(
-        [_LARGE_BATCH | {"model": "beta-tcvae", "beta": 6.0, "estimator": name} for name in ("mss", "mws")]
-        + [_LARGE_BATCH | {"model": "column-tcvae", "beta": 6.0}]
-        + [_LARGE_BATCH | {"model": "beta-vae", "beta": beta} for beta in (2.0, 4.0)],
+        [_LARGE_BATCH | {"model": "beta-tcvae", "beta": beta, "estimator": "mss"} for beta in (4.0, 8.0, 16.0)]
+        + [_LARGE_BATCH | {"model": "beta-tcvae", "beta": 8.0, "estimator": "mws"}]
+        + [_LARGE_BATCH | {"model": "column-tcvae", "beta": 8.0}],
         3,
+    ),
+    "air": Experiment(
+        [
+            _AIR | {"dataset": dataset, "presence": presence}
+            for dataset in ("digit-scenes", "sprite-scenes")
+            for presence in ("concrete", "score_function")
+        ],
+        5,
     ),
     "vib-digits": Experiment(
         [_VIB | _DIGITS | {"steps": 5000, "decay_steps": 100, "beta": beta} for beta in BETAS_OF_VIB], 5
@@ -106,9 +116,12 @@ def runs(name: str) -> Iterator[Values]:
             yield values | {"seed": seed}
 
 
+_TOLD = "dataset", "beta", "estimator", "noise", "activation", "pooling", "presence", "seed"
+
+
 def label(values: Values) -> str:
     """The name of a run's folder."""
-    said = {k: v for k, v in values.items() if k in ("beta", "estimator", "noise", "activation", "pooling", "seed")}
+    said = {k: v for k, v in values.items() if k in _TOLD}
     return "-".join([values["model"], *(f"{key}={value}" for key, value in said.items())])
 
 

@@ -106,6 +106,26 @@ def test_means_and_spreads() -> None:
     assert ("0.1",) not in gallery.drawn([failed], "vib-digits") and ("0.1",) in gallery.groups([failed], "vib-digits")
 
 
+def _row(name: str, values: Values, **results: float) -> Values:
+    return {"experiment": name, "config": values | {"seed": 0}, "results": results, "seconds": 60}
+
+
+def test_a_beta_vae_of_the_same_rate() -> None:
+    sweep = zip(experiments.EXPERIMENTS["beta-vae"].runs, [20.0, 16, 12, 10, 6], [4.0, 3, 2, 1, 0], strict=False)
+    rows = [
+        _row("beta-vae", values, rate=rate, total_correlation=tc, mutual_information_gap=tc / 10)
+        for values, rate, tc in sweep
+    ]
+    for rate, expected in ((14.0, ["2.5", "0.25"]), (10.0, ["1", "0.1"]), (20.5, ["", ""]), (5.0, ["", ""])):
+        assert gallery._at_the_same_rate(rows, [_row("beta-tcvae", {}, rate=rate)]) == expected
+    assert gallery._at_the_same_rate([], [_row("beta-tcvae", {}, rate=1.0)]) == ["", ""]
+
+
+def test_failures_are_no_successes() -> None:
+    runs = [_row("air", {}, count_accuracy=accuracy) for accuracy in (0.951, 0.949, 1.0)]
+    assert gallery._successes(runs, [*runs, {"failure": "killed"}]) == ["2 of 4"]
+
+
 def test_the_page_and_its_pictures(tmp_path: Path) -> None:
     rows = _rows()
     (tmp_path / experiments.NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
