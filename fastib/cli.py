@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_KEYS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("model", help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout or air")
+    train.add_argument(
+        "model", help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout, air or multi-entity-vae"
+    )
     train.add_argument("--preset", help="quick, or paper (see fastib/presets.toml)")
     train.add_argument("--config", type=Path, help="a TOML file of keys, which override the preset's")
     train.add_argument("--output", type=_folder, help="folder of the run (default: fastib-train/MODEL)")
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--data", help=_DATA)
 
     plot = commands.add_parser("plot", help="draw a picture of trained models")
-    plot.add_argument("kind", choices=("traversals", "dimensions", "rate-distortion", "information"))
+    plot.add_argument("kind", choices=("traversals", "dimensions", "rate-distortion", "information", "entities"))
     plot.add_argument("runs", type=Path, nargs="+", help="folders of train; rate-distortion takes several, evaluated")
     plot.add_argument("--output", type=Path, help="the PNG file (default: in the folder of the first run)")
     plot.add_argument("--seed", type=_seed, default=0, help="of the choice of the images (default: 0)")

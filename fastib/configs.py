@@ -15,7 +15,7 @@ from fastib._arguments import check_choice, check_integer, check_number
 from fastib._extras import toml_reader
 from fastib.datasets import FactoredImages, Part, RandomLabels
 from fastib.datasets.catalogue import DATASETS, open_dataset
-from fastib.models import AIR, VIB, AllCNN, AnnealedVAE, BetaTCVAE, BetaVAE, Model
+from fastib.models import AIR, VIB, AllCNN, AnnealedVAE, BetaTCVAE, BetaVAE, Model, MultiEntityVAE
 
 MODELS: dict[str, type[Model]] = {
     "beta-vae": BetaVAE,
@@ -24,6 +24,7 @@ MODELS: dict[str, type[Model]] = {
     "vib": VIB,
     "information-dropout": AllCNN,
     "air": AIR,
+    "multi-entity-vae": MultiEntityVAE,
 }
 PRESETS = Path(__file__).parent / "presets.toml"
 

@@ -14,7 +14,7 @@ from fastib._arguments import check_choice, check_integer
 from fastib._extras import require
 from fastib.checkpoints import Checkpoint
 from fastib.evaluate import evaluation, seeded
-from fastib.models import VAE, AllCNN, Model
+from fastib.models import VAE, AllCNN, Entities, Model, MultiEntityVAE, SceneModel
 
 COLUMNS = 11
 
@@ -79,11 +79,46 @@ def information_maps(model: AllCNN, images: Tensor, path: Path) -> None:
     save_figure(figure, path)
 
 
+@torch.no_grad()
+def entities(model: SceneModel, images: Tensor, path: Path) -> None:
+    """Images, what is composed of the entities that are found there, and each entity by itself, black where none is. Below
+    them, for a model that decodes codes: what an image becomes where a dimension of one entity's code goes from -3 to 3,
+    in the order of their KL, and the others stay; of the entity that is found first in the first of the fullest images."""
+    found = model.entities(images)
+    own = found.images * found.there[..., None, None, None]
+    rows = [("image", images), ("composition", model.compose(found))]
+    rows += [(f"entity {k}", image) for k, image in enumerate(own.unbind(1), 1)]
+    below = _traversals_of_an_entity(model, images) if isinstance(model, MultiEntityVAE) else []
+    figure = new_figure(len(images) * 0.75 + 1.4, (len(rows) + len(below)) * 0.75 + 1.3)
+    if below:
+        above, under = figure.subfigures(2, 1, height_ratios=[len(rows) + 0.6, len(below) + 0.6])
+        _grid(under, "Latent traversals of one entity, -3 to 3, by the KL of the dimension", below)
+    _grid(above if below else figure, "Entities", rows)
+    save_figure(figure, path)
+
+
+def _traversals_of_an_entity(model: MultiEntityVAE, images: Tensor) -> list[tuple[str, Tensor]]:
+    found = model.entities(images)
+    if not found.there.any():
+        return []
+    fullest = int(found.there.sum(1).argmax())
+    entity = int(found.there[fullest].int().argmax())
+    kl = model.kl_of_dimensions(images)[fullest, entity]
+    rows = []
+    for dimension in kl.argsort(descending=True):
+        codes = found.codes[fullest].repeat(COLUMNS, 1, 1)
+        codes[:, entity, dimension] = torch.linspace(-3, 3, COLUMNS)
+        there = found.there[fullest].expand(COLUMNS, -1)
+        images_of_row = model.compose(Entities(there, codes, model.decode(codes)))
+        rows.append((f"{kl[dimension]:.2f} nats", images_of_row))
+    return rows
+
+
 def run(kind: str, runs: Sequence[Path], output: Path | None = None, seed: int = 0, data: str | None = None) -> Path:
     """Draws a picture of runs, and prints where it is.
 
     Args:
-        kind: "traversals" or "information" of a checkpoint, "dimensions" of a log, or "rate-distortion" of the
+        kind: "traversals", "information" or "entities" of a checkpoint, "dimensions" of a log, or "rate-distortion" of the
             evaluations of several runs.
         runs: their folders, of which all but "rate-distortion" take one.
         output: the PNG file (default: `kind`.png in the folder of the first run).
@@ -123,6 +158,13 @@ def _of_information(runs: Sequence[Path], picture: Path, data: str | None) -> No
     information_maps(model, _some_images(trained, COLUMNS, data), picture)
 
 
+def _of_entities(runs: Sequence[Path], picture: Path, data: str | None) -> None:
+    trained, model = _trained(runs[0])
+    if isinstance(model, SceneModel):
+        return entities(model, _some_images(trained, COLUMNS, data), picture)
+    raise ValueError(f"entities must be of a model of scenes, got {trained.config.model} in {runs[0]}")
+
+
 def _of_dimensions(runs: Sequence[Path], picture: Path, data: str | None) -> None:
     rows = logs.read(runs[0] / logs.NAME)
     if not rows or "kl_1" not in rows[0]:
@@ -151,6 +193,7 @@ def _trained(run: Path) -> tuple[Checkpoint, Model]:
 _KINDS: dict[str, Callable[[Sequence[Path], Path, str | None], None]] = {
     "traversals": _of_traversals,
     "information": _of_information,
+    "entities": _of_entities,
     "dimensions": _of_dimensions,
     "rate-distortion": _of_rate_distortion,
 }

@@ -32,6 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "vib": {"hidden": 16, "average": 0.9, "decay": 0.5, "decay_steps": 2},
     "information-dropout": {"width": 4},
     "air": {"most": 2, "hidden": 8, "window": 4, "presence": "score_function"},
+    "multi-entity-vae": {"width": 4, "hidden": 16, "entities": 1, "warm_up": 10},
 }
 
 

@@ -11,12 +11,26 @@ from typing import Any
 from fastib import _files, checkpoints
 from fastib._arguments import check_integer
 from fastib._extras import require
+from fastib.configs import Config
+from fastib.datasets import Scenes
 from fastib.evaluate.classifiers import EPSILONS, adversarial, of_classifier, of_nuisance
 from fastib.evaluate.common import Results, seeded
+from fastib.evaluate.scenes import of_scenes
 from fastib.evaluate.vaes import of_vae
-from fastib.models import VAE, Classifier
+from fastib.models import VAE, Classifier, SceneModel
 
-__all__ = ["EPSILONS", "adversarial", "evaluation", "of_classifier", "of_nuisance", "of_vae", "report", "run", "seeded"]
+__all__ = [
+    "EPSILONS",
+    "adversarial",
+    "evaluation",
+    "of_classifier",
+    "of_nuisance",
+    "of_scenes",
+    "of_vae",
+    "report",
+    "run",
+    "seeded",
+]
 
 NAME = "evaluation.json"  # in the folder of the checkpoint
 
@@ -29,7 +43,9 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     the FactorVAE score, DCI and SAP, over the images that it was trained on. For a classifier, over the images to test
     with: error, cross-entropy and information; the error after a step of the size `EPSILONS` along the sign of the
     gradient; and, where there is a nuisance, what a probe reads of it and of the label, in nats, from the image and from
-    each layer.
+    each layer. For a model of scenes, over those to test with: distortion and rate, squared error, how often the count is
+    right and by how much it is wrong, the share of the objects that are matched with an entity, and MIG and DCI of the
+    codes of those.
 
     Args:
         checkpoint: a file of `python -m fastib train`, or of the demo.
@@ -39,7 +55,7 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
 
     Raises:
         ImportError: without scikit-learn and tqdm, which the extra `models` installs.
-        ValueError: if the file is no checkpoint, or its data is missing.
+        ValueError: if the file is no checkpoint, its data is missing, or a model of scenes was trained on other images.
     """
     require("tqdm", "the progress bar")
     require("sklearn", "evaluate")
@@ -53,6 +69,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
         results = of_vae(model, open_(), images, seed)
     elif isinstance(model, Classifier):
         results = of_classifier(model, open_(), open_(train=False), images, seed)
+    elif isinstance(model, SceneModel):
+        results = of_scenes(model, _scenes(trained.config, data), images, seed)
     print(report(results))
     path = checkpoint.with_name(NAME)
     finite = {name: value if math.isfinite(value) else None for name, value in results.items()}
@@ -60,6 +78,13 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     _files.replace(path, lambda new: new.write_text(text, encoding="utf-8"))
     print(f"Wrote {path}")
     return results
+
+
+def _scenes(config: Config, data: str | None) -> Scenes:
+    test = config.images(train=False, data=data)
+    if isinstance(test, Scenes):
+        return test
+    raise ValueError(f"dataset must be of scenes, to evaluate a {config.model}, got {config.dataset!r}")
 
 
 def evaluation(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from fastib.models.beta_vae import BetaVAE
 from fastib.models.classifier import Classifier, ClassifierTerms
 from fastib.models.information_dropout import AllCNN
 from fastib.models.model import Model
+from fastib.models.multi_entity_vae import MultiEntityVAE, MultiEntityVAETerms
 from fastib.models.scene import Entities, SceneModel
 from fastib.models.vae import MLPVAE, VAE, ConvVAE
 from fastib.models.vib import VIB
@@ -26,5 +27,7 @@ __all__ = [
     "ConvVAE",
     "Entities",
     "Model",
+    "MultiEntityVAE",
+    "MultiEntityVAETerms",
     "SceneModel",
 ]

@@ -61,10 +61,10 @@ class ConvVAE(_Network):
         channels, height, width = image_shape
         halvings = _halvings(height, width)
         height, width = height >> halvings, width >> halvings
-        down = [_halving(nn.Conv2d, channels if i == 0 else 32, 32) for i in range(halvings)]
-        up = [_halving(nn.ConvTranspose2d, 32, channels if i == 0 else 32) for i in reversed(range(halvings))]
+        down = [halving(nn.Conv2d, channels if i == 0 else 32, 32) for i in range(halvings)]
+        up = [halving(nn.ConvTranspose2d, 32, channels if i == 0 else 32) for i in reversed(range(halvings))]
         self.encoder = nn.Sequential(
-            *(layer for halving in down for layer in (halving, nn.SiLU())),
+            *(layer for conv in down for layer in (conv, nn.SiLU())),
             nn.Flatten(),
             nn.Linear(32 * height * width, 256),
             nn.SiLU(),
@@ -79,7 +79,7 @@ class ConvVAE(_Network):
             nn.SiLU(),
             nn.Linear(256, 32 * height * width),
             nn.Unflatten(1, (32, height, width)),
-            *(layer for doubling in up for layer in (nn.SiLU(), doubling)),
+            *(layer for conv in up for layer in (nn.SiLU(), conv)),
         )
         keep_the_signal(self)
 
@@ -94,7 +94,8 @@ def _halvings(height: int, width: int) -> int:
     return count
 
 
-def _halving(kind: Any, inputs: int, outputs: int) -> nn.Module:
+def halving(kind: Any, inputs: int, outputs: int) -> nn.Module:
+    """A convolution to half the size or, of the kind nn.ConvTranspose2d, to twice the size."""
     layer: nn.Module = kind(inputs, outputs, kernel_size=4, stride=2, padding=1)
     return layer
 
