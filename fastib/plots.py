@@ -81,8 +81,8 @@ def information_maps(model: AllCNN, images: Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def entities(model: SceneModel, images: Tensor, path: Path) -> None:
-    """Images, what is composed of the entities that are found there, and each entity by itself, black where none is. Below
-    them, for a model that decodes codes: what an image becomes where a dimension of one entity's code goes from -3 to 3,
+    """Images, what is composed of the entities that are found there, with the boxes that they were found in, if the model
+    has any, and each entity by itself, black where none is. Below them, for a model that decodes codes: what an image becomes where a dimension of one entity's code goes from -3 to 3,
     in the order of their KL, and the others stay; of the entity that is found first in the first of the fullest images."""
     found = model.entities(images)
     own = found.images * found.there[..., None, None, None]
@@ -93,8 +93,19 @@ def entities(model: SceneModel, images: Tensor, path: Path) -> None:
     if below:
         above, under = figure.subfigures(2, 1, height_ratios=[len(rows) + 0.6, len(below) + 0.6])
         _grid(under, "Latent traversals of one entity, -3 to 3, by the KL of the dimension", below)
-    _grid(above if below else figure, "Entities", rows)
+    _, composition, *_ = _grid(above if below else figure, "Entities", rows)
+    if found.boxes is not None:
+        _draw_boxes(composition, found.boxes, found.there)
     save_figure(figure, path)
+
+
+def _draw_boxes(axes: Sequence[Any], boxes: Tensor, there: Tensor) -> None:
+    """Those of what is there, over a row of images whose first pixel has its centre, not its edge, at 0."""
+    from matplotlib.patches import Rectangle
+
+    for axis, of_image, is_there in zip(axes, boxes - 0.5, there, strict=True):
+        for left, top, right, bottom in of_image[is_there].tolist():
+            axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="tab:red"))
 
 
 def _traversals_of_an_entity(model: MultiEntityVAE, images: Tensor) -> list[tuple[str, Tensor]]:
@@ -217,8 +228,8 @@ def save_figure(figure: Any, path: Path) -> None:
     _files.replace(path, lambda new: figure.savefig(new, dpi=100, format="png"))
 
 
-def _grid(figure: Any, title: str, rows: Sequence[tuple[str, Tensor]]) -> None:
-    """A labelled row of images for each entry of `rows`."""
+def _grid(figure: Any, title: str, rows: Sequence[tuple[str, Tensor]]) -> Any:
+    """A labelled row of images for each entry of `rows`; gives their axes, row by row."""
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(rows), len(rows[0][1]), squeeze=False)
     for (name, images), line in zip(rows, axes, strict=True):
@@ -226,3 +237,4 @@ def _grid(figure: Any, title: str, rows: Sequence[tuple[str, Tensor]]) -> None:
         for image, axis in zip(images, line, strict=True):
             axis.imshow(image.squeeze(0).numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
+    return axes

@@ -52,7 +52,7 @@ def test_a_window_is_written_pixel_by_pixel_where_it_is_read() -> None:
 
 def test_windows_are_inside_and_have_a_floor() -> None:
     model = _model(scale_floor=0.25)
-    scale, centre = model.boxes(torch.randn(1000, 3) * 20)
+    scale, centre = model.window_of(torch.randn(1000, 3) * 20)
     assert scale.min() >= 0.25 and scale.max() <= 1 and scale.max() - scale.min() > 0.7
     assert (centre.abs() + scale.unsqueeze(1)).max() <= 1 + 1e-6 and centre.min() < -0.5 < 0.5 < centre.max()
 
@@ -82,9 +82,9 @@ def test_it_is_its_formula(prior_steps: int) -> None:
         before = there
     reconstruction = (IMAGES - mean).square().flatten(1).sum(1) / (2 * 0.5**2)
     torch.testing.assert_close(terms.reconstruction, reconstruction.mean(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(terms.kl, kl.mean())
+    torch.testing.assert_close(terms.kl, (kl + kl_presence).mean())
     torch.testing.assert_close(terms.kl_presence, kl_presence.mean())
-    torch.testing.assert_close(terms.loss, terms.reconstruction + terms.kl + terms.kl_presence)
+    torch.testing.assert_close(terms.loss, terms.reconstruction + terms.kl)
     assert terms.objects == 6 / 5
 
 
@@ -130,7 +130,7 @@ def test_the_gradient_by_decisions_is_unbiased(most: int) -> None:
             probability = probability * torch.where(step.before[0] > 0, torch.where(there > 0, q, 1 - q), 1.0)
         torch.manual_seed(2)
         terms = model.terms(images, _Given(outcome))
-        parts = terms.reconstruction + terms.kl + terms.kl_presence
+        parts = terms.reconstruction + terms.kl
         torch.testing.assert_close(terms.loss.detach(), parts)
         for sum_, g in zip(estimate, torch.autograd.grad(terms.loss, weights), strict=True):
             sum_ += probability.detach() * g
@@ -233,6 +233,13 @@ def test_entities_are_what_it_draws() -> None:
     assert torch.equal(entities.there, there) and (there[:, 1:] <= there[:, :-1]).all()
     assert (entities.images.amax((2, 3, 4)) > 0).equal(there)
     assert entities.codes.shape == (5, 3, 3 + 3)
+    assert entities.boxes is not None
+    left, top, right, bottom = entities.boxes.unbind(-1)
+    scale, centre = model.window_of(torch.stack([step.where for step in steps], dim=1).flatten(0, 1))
+    torch.testing.assert_close((right - left).flatten(), scale * 12)
+    torch.testing.assert_close(bottom - top, right - left)
+    middles = torch.stack([left + right, top + bottom], dim=-1).flatten(0, 1) / 2
+    torch.testing.assert_close(middles, (centre + 1) * 6)
     backwards = type(entities)(*(part.flip(1) for part in entities))
     torch.testing.assert_close(model.compose(backwards), model.compose(entities), rtol=0, atol=1e-6)
 

@@ -20,7 +20,8 @@ from fastib.schedules import Linear
 class AIRTerms(NamedTuple):
     """The loss of AIR and what it is made of, in nats per image. All but `loss` are detached: they are for the log.
 
-    `kl` is that of the places and contents of the objects that there are; `objects`, their number.
+    `kl` is that of the places and contents of the objects that there are, and of the decisions, whose part is
+    `kl_presence`; `objects`, their number.
     """
 
     loss: Tensor
@@ -73,10 +74,9 @@ class AIR(SceneModel):
             where, kl_where = fastib.reparameterize_with_kl(*g(state))
             what, kl_what = fastib.reparameterize_with_kl(*encoder(read(left, where)))
             left = left - presence * write(decoder(what), where)
-            kl = kl + presence * (kl_where + kl_what)
-            kl_presence = kl_presence + before * KL(Bernoulli(sigmoid(f(state))), Bernoulli(prior))
+            kl = kl + presence * (kl_where + kl_what) + before * KL(Bernoulli(sigmoid(f(state))), Bernoulli(prior))
             before = presence
-        loss = (left**2).sum() / (2 * likelihood_std**2) + kl + kl_presence
+        loss = (left**2).sum() / (2 * likelihood_std**2) + kl
 
     The windows of `read` and `write` are squares of the side `scale` of the canvas, wholly inside it::
 
@@ -183,8 +183,9 @@ class AIR(SceneModel):
         mean = torch.stack([s.drawn for s in steps]).sum(0)
         reconstruction = (images - mean).square().flatten(1).sum(1) / (2 * self.likelihood_std**2)
         costs = [s.presence * s.kl for s in steps]
-        kl, kl_presence = torch.stack(costs).sum(0), torch.stack([s.kl_presence for s in steps]).sum(0)
-        loss = reconstruction + kl + kl_presence
+        kl_presence = torch.stack([s.kl_presence for s in steps]).sum(0)
+        kl = torch.stack(costs).sum(0) + kl_presence
+        loss = reconstruction + kl
         if self.presence == "score_function":
             loss = loss + self._of_decisions(steps, reconstruction, costs)
         objects = torch.stack([s.presence for s in steps]).sum(0)
@@ -217,6 +218,7 @@ class AIR(SceneModel):
             torch.stack([s.presence > 0 for s in steps], dim=1),
             codes,
             torch.stack([s.drawn for s in steps], dim=1),
+            torch.stack([self._box(s.where) for s in steps], dim=1),
         )
 
     def compose(self, entities: Entities) -> Tensor:
@@ -226,20 +228,26 @@ class AIR(SceneModel):
         """The windows of contents [B, latent_dim]: [B, 1, window, window], in [0, 1]."""
         return torch.sigmoid(self.decoder(what) + _BLACK)
 
-    def boxes(self, where: Tensor) -> tuple[Tensor, Tensor]:
+    def window_of(self, where: Tensor) -> tuple[Tensor, Tensor]:
         """Sides [B], in sides of the canvas, and centres [B, 2], x and y in [-1, 1], of places [B, 3]."""
         scale = self.scale_floor + (1 - self.scale_floor) * torch.sigmoid(where[:, 0])
         return scale, (1 - scale).unsqueeze(1) * torch.tanh(where[:, 1:])
 
     def read(self, images: Tensor, where: Tensor) -> Tensor:
         """The windows of images [B, 1, side, side] at places [B, 3]: [B, 1, window, window]."""
-        scale, centre = self.boxes(where)
+        scale, centre = self.window_of(where)
         return _resample(images, scale, centre, self.window)
 
     def write(self, windows: Tensor, where: Tensor) -> Tensor:
         """Windows [B, 1, window, window] at places [B, 3] of black canvases: [B, 1, side, side]."""
-        scale, centre = self.boxes(where)
+        scale, centre = self.window_of(where)
         return _resample(windows, 1 / scale, -centre / scale.unsqueeze(1), self.side)
+
+    def _box(self, where: Tensor) -> Tensor:
+        """Left, top, right and bottom of a window, in pixels: [B, 4]."""
+        scale, centre = self.window_of(where)
+        half = scale.unsqueeze(1)
+        return (torch.cat([centre - half, centre + half], dim=1) + 1) * self.side / 2
 
     def _relaxed(self, logit: Tensor, before: Tensor) -> Tensor:
         temperature = logit.new_tensor(self.temperature)
