@@ -22,6 +22,7 @@ OWN = {  # what tells the runs of an experiment apart, beside the seed
     "annealed-vae": ["capacity"],
     "beta-tcvae": ["model", "beta", "estimator"],
     "air": ["dataset", "presence"],
+    "multi-entity-vae": ["beta"],
     "vib-digits": ["beta"],
     "vib-fashion": ["beta"],
     "information-dropout": ["noise", "activation", "pooling", "beta"],
@@ -71,6 +72,7 @@ COLUMNS = {
     "annealed-vae": _VAE,
     "beta-tcvae": _VAE,
     "air": _SCENES,
+    "multi-entity-vae": _SCENES,
     "vib-digits": _VIB,
     "vib-fashion": _VIB,
     "information-dropout": _NUISANCE,
@@ -84,6 +86,8 @@ TEXTS = {
     "same rate, by interpolation between its betas.",
     "air": "Attend-Infer-Repeat on up to 2 digits and up to 3 sprites on 50 x 50, with 3 steps; over the scenes to test "
     "with. A success is a run that counts at least 95 % of them right.",
+    "multi-entity-vae": "Multi-Entity VAE on 0 to 3 sprites on 32 x 32, over the scenes to test with; MIG and DCI are "
+    "those of the codes of matched entities.",
     "vib-digits": "Deep VIB on scikit-learn's digits. Information is the bound on I(Z; X) in nats; the last columns are "
     "errors after a step of that size along the sign of the gradient.",
     "vib-fashion": "The same on Fashion-MNIST.",
@@ -182,8 +186,9 @@ def page(rows: Sequence[Values]) -> str:
             table(rows, name),
             f"One of them: `{of_name[0]['command']}`",
         ]
-        if name in PICTURES:
-            parts.append(f"![{TEXTS[name]}]({PICTURES[name][0]})")
+        if name in PICTURES or name in experiments.DRAWN:
+            file = PICTURES[name][0] if name in PICTURES else f"{name}.png"
+            parts.append(f"![{TEXTS[name]}]({file})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -73,6 +73,16 @@ def test_lines_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again["config"] == failed["config"]  # what failed is tried again; what is done is not
 
 
+def test_the_first_run_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {"model": "multi-entity-vae", "dataset": "sprite-scenes-32", "width": 4, "hidden": 8, "steps": 1}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"multi-entity-vae": Experiment([tiny], 2)})
+    assert experiments.main(["--workers", "2", "--work", str(tmp_path / "work")], tmp_path / "rows.jsonl") == 0
+    assert (tmp_path / "multi-entity-vae.png").read_bytes()[1:4] == b"PNG"
+    (tmp_path / "multi-entity-vae.png").unlink()
+    assert not experiments.start("multi-entity-vae", tiny | {"seed": 1, "batch": 0}, tmp_path, tmp_path / "rows.jsonl")
+    assert not (tmp_path / "multi-entity-vae.png").exists()
+
+
 def _rows() -> list[Values]:
     rows: list[Values] = []
     for name, keys in gallery.COLUMNS.items():
