@@ -1,0 +1,193 @@
+"""Random inputs: the tests of each operator hold for shapes, strides, values and arguments that nobody thought of.
+
+500 examples in all; `FASTIB_FUZZ=10000 python -m pytest tests/test_fuzz.py` tries as many as it says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import test_aggregate_posterior
+import test_gaussian_kl
+import test_information_dropout
+import test_log_variance_penalty
+import test_reparameterize
+import test_reparameterize_with_kl
+import torch
+from cases import DTYPES, Make
+from conftest import KERNELS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastib import _backends
+from fastib._arguments import REDUCTIONS
+
+MOST_ROUNDINGS = 5.0  # of an exponent, in any kernel
+EXAMPLES = int(os.environ.get("FASTIB_FUZZ", "500"))
+
+# What elements are drawn from: by a generator, how many there are, in float64.
+INGREDIENTS: dict[str, Callable[[torch.Generator, int], Tensor]] = {
+    "normal": lambda g, n: torch.randn(n, generator=g, dtype=torch.float64),
+    "small": lambda g, n: torch.randn(n, generator=g, dtype=torch.float64) * 1e-6,
+    "tens": lambda g, n: torch.randn(n, generator=g, dtype=torch.float64) * 40,
+    "zeros": lambda g, n: torch.where(torch.rand(n, generator=g) < 0.5, 0.0, -0.0).double(),
+    "subnormal": lambda g, n: torch.randn(n, generator=g, dtype=torch.float64) * 1e-40,
+    "huge": lambda g, n: torch.randn(n, generator=g, dtype=torch.float64) * 1e15,
+    "infinite": lambda g, n: torch.where(torch.rand(n, generator=g) < 0.5, torch.inf, -torch.inf).double(),
+    "nan": lambda g, n: torch.full((n,), torch.nan, dtype=torch.float64),
+}
+TAME = "normal", "small", "zeros"  # of which the tests' bounds on gradients hold, too
+
+
+def _laid_out(values: Tensor, layout: str) -> Tensor:
+    """The same values, in other strides."""
+    if values.dim() == 0 or layout == "contiguous":
+        return values
+    if layout == "offset":
+        wide = values.new_zeros(values.numel() + 1)
+        return wide[1:].view(values.shape).copy_(values)
+    if layout == "transposed":
+        return values.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "expanded":
+        return values[:1].expand(values.shape)
+    spaced = values.new_zeros(*values.shape[:-1], 3 * values.shape[-1])
+    return spaced[..., 1::3].copy_(values)
+
+
+@st.composite
+def cases(draw: Any, ingredients: Sequence[str]) -> Make:
+    """A (mu, logvar), as the tables of cases.py have them."""
+    shape = draw(st.lists(st.integers(0, 40), max_size=3) | st.tuples(st.integers(1, 5), st.integers(1, 5000)))
+    layout = draw(st.sampled_from(["contiguous", "offset", "transposed", "expanded", "spaced"]))
+    mixtures = [draw(st.lists(st.sampled_from(ingredients), min_size=1, max_size=3)) for _ in range(2)]
+    seed = draw(st.integers(0, 2**32 - 1))
+
+    def make(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(_laid_out(_mixed(generator, shape, mixture).to(dtype), layout) for mixture in mixtures)  # type: ignore[return-value]
+
+    return make
+
+
+def _mixed(generator: torch.Generator, shape: Sequence[int], mixture: Sequence[str]) -> Tensor:
+    """Each element by one of the ingredients."""
+    count = int(torch.Size(shape).numel())
+    drawn = torch.stack([INGREDIENTS[name](generator, count) for name in mixture])
+    which = torch.randint(len(mixture), (1, count), generator=generator)
+    return drawn.gather(0, which).view(tuple(shape))
+
+
+@st.composite
+def mixtures(draw: Any) -> Callable[[torch.dtype], tuple[Tensor, Tensor, Tensor]]:
+    """A (z, mu, logvar) of a mixture, as the cases of test_aggregate_posterior.py are."""
+    rows, components, dims = draw(st.integers(0, 40)), draw(st.integers(2, 70)), draw(st.integers(1, 20))
+    spread, log_scale = draw(st.sampled_from([0.1, 1.0, 30.0])), draw(st.sampled_from([-6.0, -1.0, 3.0]))
+    seed = draw(st.integers(0, 2**32 - 1))
+
+    def make(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        z, mu = (torch.randn(n, dims, generator=generator) * spread for n in (rows, components))
+        logvar = torch.randn(components, dims, generator=generator) + log_scale
+        return z.to(dtype), mu.to(dtype), logvar.to(dtype)
+
+    return make
+
+
+def _mixture_holds(kernels: str, make: Any, dtype: torch.dtype, kind: str) -> None:
+    test_aggregate_posterior.check(make, dtype, kind, MOST_ROUNDINGS, MOST_ROUNDINGS)
+
+
+WILD = tuple(INGREDIENTS)
+dtypes, reductions = st.sampled_from(DTYPES), st.sampled_from(REDUCTIONS)
+# Each test of a case, and what it is given.
+PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
+    "reparameterize": (
+        test_reparameterize.test_values_and_gradients,
+        {"make": cases(WILD), "dtype": dtypes},
+    ),
+    "gaussian_kl": (
+        test_gaussian_kl.test_elements_and_gradients,
+        {"make": cases(WILD), "dtype": dtypes},
+    ),
+    "gaussian_kl, reductions": (
+        test_gaussian_kl.test_reductions,
+        {"make": cases(TAME), "dtype": dtypes, "reduction": reductions},
+    ),
+    "gaussian_kl, prior": (
+        test_gaussian_kl.test_unit_prior_given_as_tensors,
+        {"make": cases(WILD)},
+    ),
+    "reparameterize_with_kl": (
+        test_reparameterize_with_kl.test_values,
+        {"make": cases(WILD), "dtype": dtypes},
+    ),
+    "reparameterize_with_kl, gradients": (
+        test_reparameterize_with_kl.test_gradients,
+        {
+            "make": cases(TAME),
+            "dtype": dtypes,
+            "reduction": reductions,
+            "used": st.sampled_from(["both", "z", "kl"]),
+        },
+    ),
+    "log_variance_penalty": (
+        test_log_variance_penalty.test_values_and_gradients,
+        {"make": cases(WILD), "dtype": dtypes, "reduction": reductions},
+    ),
+    "information_dropout": (
+        test_information_dropout.test_values_and_gradients,
+        {
+            "make": cases(TAME),
+            "dtype": dtypes,
+            "options": st.sampled_from(test_information_dropout.OPTIONS),
+        },
+    ),
+    "aggregate_posterior": (
+        _mixture_holds,
+        {
+            "make": mixtures(),
+            "dtype": dtypes,
+            "kind": st.sampled_from(test_aggregate_posterior.WEIGHTINGS),
+        },
+    ),
+}
+
+
+@contextmanager
+def _running(kernels: str, threads: int) -> Iterator[None]:
+    """By these kernels, on so many threads."""
+    module, before = _backends._cpu, torch.get_num_threads()
+    isa = module.isa() if module is not None else None
+    if module is not None:
+        module.use_isa(kernels)
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if module is not None:
+            module.use_isa(isa)
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_random_inputs(name: str) -> None:
+    holds, arguments = PROPERTIES[name]
+
+    @settings(
+        max_examples=-(-EXAMPLES // len(PROPERTIES)),
+        deadline=None,
+        derandomize=EXAMPLES == 500,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(kernels=st.sampled_from(KERNELS), threads=st.sampled_from([1, 2, 5]), given=st.fixed_dictionaries(arguments))
+    def check(kernels: str, threads: int, given: dict[str, Any]) -> None:
+        torch.manual_seed(0)
+        with _running(kernels, threads):
+            holds(kernels, **given)
+
+    check()
