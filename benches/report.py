@@ -81,8 +81,10 @@ def splice(text: str, begin: str, end: str, tables: str) -> str:
 
 
 def cpus(results: Path, brief: bool) -> str:
-    """A table for each CPU."""
-    return "\n\n".join(cpu(path, brief) for path in newest(results))
+    """A table for each CPU; in brief, one of the last day."""
+    paths = newest(results)
+    last = [path for path in paths if path.name[:10] == max(other.name[:10] for other in paths)]
+    return "\n\n".join(cpu(path, brief) for path in (last[:1] if brief else paths))
 
 
 def cpu(path: Path, brief: bool = False) -> str:
