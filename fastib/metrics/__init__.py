@@ -12,6 +12,7 @@ from fastib.metrics.disentanglement import (
     sap,
 )
 from fastib.metrics.exact import exact_elbo_decomposition
+from fastib.metrics.pac_bayes import pac_bayes_bound
 from fastib.metrics.probes import ProbeResult, probe
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "factor_vae_score",
     "gaussian_total_correlation",
     "mutual_information_gap",
+    "pac_bayes_bound",
     "probe",
     "sap",
 ]
