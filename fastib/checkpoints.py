@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from fastib import _files
 from fastib.configs import MODELS, Config
 from fastib.datasets import FactoredImages
-from fastib.models import BetaTCVAE, Classifier, Model
+from fastib.models import BetaTCVAE, Model
 
 NAME = "checkpoint.pt"  # in the folder of a run
 FORMAT = 1
@@ -50,13 +50,11 @@ class Checkpoint(NamedTuple):
 def new_model(config: Config, data: Data, group: ProcessGroup | None = None) -> Model:
     """The model that a configuration describes, untrained."""
     kind: Any = MODELS[config.model]
-    beside: tuple[Any, ...] = ()
-    if issubclass(kind, Classifier):
-        beside = (data.classes,)
-    if issubclass(kind, BetaTCVAE):
-        beside = data.images, group
+    of_group = {"group": group} if issubclass(kind, BetaTCVAE) else {}
     try:
-        model: Model = kind(data.image_shape, *beside, **config.options)
+        model: Model = kind(
+            data.image_shape, *(getattr(data, name) for name in kind.of_data), **of_group, **config.options
+        )
     except (RuntimeError, MemoryError) as error:
         raise ValueError(
             f"the options must make a model that fits into memory, got {config.options}: {error}"

@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument(
-        "model", help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout, air or multi-entity-vae"
+        "model",
+        help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout, information-in-weights, air or "
+        "multi-entity-vae",
     )
     train.add_argument("--preset", help="quick, or paper (see fastib/presets.toml)")
     train.add_argument("--config", type=Path, help="a TOML file of keys, which override the preset's")

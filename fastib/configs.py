@@ -15,7 +15,17 @@ from fastib._arguments import check_choice, check_integer, check_number
 from fastib._extras import toml_reader
 from fastib.datasets import FactoredImages, Part, RandomLabels
 from fastib.datasets.catalogue import DATASETS, open_dataset
-from fastib.models import AIR, VIB, AllCNN, AnnealedVAE, BetaTCVAE, BetaVAE, Model, MultiEntityVAE
+from fastib.models import (
+    AIR,
+    VIB,
+    AllCNN,
+    AnnealedVAE,
+    BetaTCVAE,
+    BetaVAE,
+    Model,
+    MultiEntityVAE,
+    VariationalClassifier,
+)
 
 MODELS: dict[str, type[Model]] = {
     "beta-vae": BetaVAE,
@@ -25,6 +35,7 @@ MODELS: dict[str, type[Model]] = {
     "information-dropout": AllCNN,
     "air": AIR,
     "multi-entity-vae": MultiEntityVAE,
+    "information-in-weights": VariationalClassifier,
 }
 PRESETS = Path(__file__).parent / "presets.toml"
 

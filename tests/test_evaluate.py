@@ -158,6 +158,18 @@ def test_probes_of_several_models_see_the_same_images(monkeypatch: pytest.Monkey
     assert len(read[0]) == 4 and read[0] == read[1] == read[2]
 
 
+@pytest.mark.parametrize("posterior", ["gaussian", "log_normal"])
+def test_of_weights(posterior: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"dataset": "digits", "hidden": 8, "steps": 3, "batch": 20, "examples": 200, "posterior": posterior}
+    train.run(Config.of({"model": "information-in-weights", **options}), tmp_path)
+    assert cli.main(["evaluate", str(tmp_path / checkpoints.NAME), "--images=100"]) == 0
+    results = evaluate.evaluation(tmp_path)
+    assert {"error", "information", "error_on_training", "cross_entropy_on_training"} <= set(results)
+    assert ("pac_bayes_bound" in results) == (posterior == "gaussian")  # the other has no prior that is a distribution
+    if posterior == "gaussian":
+        assert results["error_on_training"] < results["pac_bayes_bound"] <= 1
+
+
 def test_of_a_vib_with_samples() -> None:
     torch.manual_seed(0)
     model = VIB((1, 8, 8), 10, hidden=32, latent_dim=4)

@@ -17,7 +17,8 @@ from fastib.evaluate.classifiers import EPSILONS, adversarial, of_classifier, of
 from fastib.evaluate.common import Results, seeded
 from fastib.evaluate.scenes import of_scenes
 from fastib.evaluate.vaes import of_vae
-from fastib.models import VAE, Classifier, SceneModel
+from fastib.evaluate.weights import of_weights
+from fastib.models import VAE, Classifier, SceneModel, VariationalClassifier
 
 __all__ = [
     "EPSILONS",
@@ -27,6 +28,7 @@ __all__ = [
     "of_nuisance",
     "of_scenes",
     "of_vae",
+    "of_weights",
     "report",
     "run",
     "seeded",
@@ -43,9 +45,10 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     the FactorVAE score, DCI and SAP, over the images that it was trained on. For a classifier, over the images to test
     with: error, cross-entropy and information; the error after a step of the size `EPSILONS` along the sign of the
     gradient; and, where there is a nuisance, what a probe reads of it and of the label, in nats, from the image and from
-    each layer. For a model of scenes, over those to test with: distortion and rate, squared error, how often the count is
-    right and by how much it is wrong, the share of the objects that are matched with an entity, and MIG and DCI of the
-    codes of those.
+    each layer. Where the information is in the weights, also error and cross-entropy of drawn weights on all images that
+    were trained on, and the PAC-Bayes bound of a Gaussian posterior. For a model of scenes, over those to test with:
+    distortion and rate, squared error, how often the count is right and by how much it is wrong, the share of the objects
+    that are matched with an entity, and MIG and DCI of the codes of those.
 
     Args:
         checkpoint: a file of `python -m fastib train`, or of the demo.
@@ -67,6 +70,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     open_ = partial(trained.config.images, data=data)
     if isinstance(model, VAE):
         results = of_vae(model, open_(), images, seed)
+    elif isinstance(model, VariationalClassifier):
+        results = of_weights(model, open_(), open_(train=False), images, seed)
     elif isinstance(model, Classifier):
         results = of_classifier(model, open_(), open_(train=False), images, seed)
     elif isinstance(model, SceneModel):

@@ -4,12 +4,15 @@ from fastib.models.air import AIR, AIRTerms
 from fastib.models.annealed_vae import AnnealedVAE
 from fastib.models.beta_tcvae import BetaTCVAE
 from fastib.models.beta_vae import BetaVAE
+from fastib.models.catch import Catch, CatchTerms
 from fastib.models.classifier import Classifier, ClassifierTerms
 from fastib.models.information_dropout import AllCNN
+from fastib.models.information_in_weights import VariationalClassifier
 from fastib.models.model import Model
 from fastib.models.multi_entity_vae import MultiEntityVAE, MultiEntityVAETerms
 from fastib.models.scene import Entities, SceneModel
 from fastib.models.vae import MLPVAE, VAE, ConvVAE
+from fastib.models.variational import VariationalConv2d, VariationalLinear
 from fastib.models.vib import VIB
 
 __all__ = [
@@ -22,6 +25,8 @@ __all__ = [
     "AnnealedVAE",
     "BetaTCVAE",
     "BetaVAE",
+    "Catch",
+    "CatchTerms",
     "Classifier",
     "ClassifierTerms",
     "ConvVAE",
@@ -30,4 +35,7 @@ __all__ = [
     "MultiEntityVAE",
     "MultiEntityVAETerms",
     "SceneModel",
+    "VariationalClassifier",
+    "VariationalConv2d",
+    "VariationalLinear",
 ]

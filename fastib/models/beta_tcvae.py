@@ -33,6 +33,8 @@ class BetaTCVAE(VAE):
     Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 4.
     """
 
+    of_data = ("images",)
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],

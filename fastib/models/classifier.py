@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastib.models.model import Model
+from fastib.schedules import Schedule
 
 
 class ClassifierTerms(NamedTuple):
     """The loss of a classifier and what it is made of, in nats per image. All but `loss` are detached: for the log.
 
-    `information` is the bound on what the code knows of the image: the KL of its noise.
+    `information` is the bound on what the code knows of the image, or the weights of each image trained on: the KL of
+    the noise.
     """
 
     loss: Tensor
@@ -28,14 +30,23 @@ class Classifier(Model):
     Call it with images [B, C, H, W] in [0, 1] and labels int64 [B] for the terms of the loss.
     """
 
-    beside = ("labels",)
-    beta: float  # the price of a nat about the image in nats about the label
+    beside: ClassVar[tuple[str, ...]] = ("labels",)
+    of_data: ClassVar[tuple[str, ...]] = ("classes",)
+    beta: float | Schedule  # the price of a nat about the image in nats about the label
 
     def terms(self, logits: Tensor, labels: Tensor, information: Tensor) -> ClassifierTerms:
         """The loss, cross_entropy(logits, labels) + beta * information, and what it is made of."""
         cross_entropy = F.cross_entropy(logits, labels)
-        loss = cross_entropy + self.beta * information
+        loss = cross_entropy + self.price() * information
         return ClassifierTerms(loss, cross_entropy.detach(), information.detach())
+
+    def price(self) -> float:
+        """The present value of beta."""
+        return self.beta.at(self.beta.steps) if isinstance(self.beta, Schedule) else self.beta
+
+    def step(self) -> None:
+        if isinstance(self.beta, Schedule):
+            self.beta.step()
 
     @abc.abstractmethod
     def logits(self, images: Tensor) -> Tensor:

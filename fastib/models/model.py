@@ -14,6 +14,9 @@ class Model(nn.Module, abc.ABC):
     """
 
     beside: ClassVar[tuple[str, ...]] = ()  # of "labels" and "indices", int64 [B]: what it is called with, too
+    of_data: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of "classes" and "images", their numbers: what it is made of after the shape
 
     def step(self) -> None:
         """Advances the schedules of the loss by one step of the optimiser."""
