@@ -90,7 +90,8 @@ class MultiEntityVAE(SceneModel):
         beta: the weight of the KL.
         warm_up: the number of steps over which beta grows to it from 0 (none: it is constant).
         threshold: the nats of KL above which an entity is there. A histogram of the KL has a gap between what is decoded to
-            black and what to an object: on `sprite-scenes-32` at about 9 nats for beta = 0.5, 7 for 1 and 5 for 2.
+            black and what to an object: on `sprite-scenes-32` at about 9 nats for beta = 0.5, 7 for 1 and 5 for 2; on
+            `sprite-scenes`, whose objects are larger, at 10 for 1.
 
     It returns `MultiEntityVAETerms(loss, reconstruction, kl, kl_of_entities)`, in nats per image.
 
