@@ -442,7 +442,7 @@ def test_rows_of_a_gpu_are_written_and_not_taken_for_a_cpu(tmp_path: Path, monke
     assert saved == rows + of_triton["rows"]
     assert first == header["header"] | {"failed": ["tests"], "rates": {"cuda": header["rates"]}}
     assert report.newest(tmp_path) == [] and report.newest(tmp_path, of_cards=True) == [path]
-    section = report.card_section(path)
+    section = report.card(path)
     assert "A Card 80GB" in section and "3.00 TB/s" in section and "commit 012345678, " in section
     columns, _, *table = section[section.index("| operator") :].splitlines()
     assert [c.strip() for c in columns.split("|")[4:7]] == ["cuda", "triton", "eager"] and len(table) == len(cases)
@@ -514,5 +514,5 @@ def test_calls_are_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {row["operator"] for row in rows} == set(suites.OPERATORS)
     assert {row["part"] for row in rows if row["operator"] == "gaussian_kl"} == set(calls.PARTS)
     assert all(0 < row["least_us"] <= row["median_us"] for row in rows)
-    section = report.calls_section(tmp_path / calls.NAME)
+    section = report.small_calls(tmp_path, brief=False)
     assert calls.table(rows) in section and "registered autograd" in section
