@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     train.add_argument(
         "model",
-        help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout, information-in-weights, air or "
+        help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout, information-in-weights, catch, air or "
         "multi-entity-vae",
     )
     train.add_argument("--preset", help="quick, or paper (see fastib/presets.toml)")

@@ -22,6 +22,7 @@ from fastib.models import (
     AnnealedVAE,
     BetaTCVAE,
     BetaVAE,
+    Catch,
     Model,
     MultiEntityVAE,
     VariationalClassifier,
@@ -36,6 +37,7 @@ MODELS: dict[str, type[Model]] = {
     "air": AIR,
     "multi-entity-vae": MultiEntityVAE,
     "information-in-weights": VariationalClassifier,
+    "catch": Catch,
 }
 PRESETS = Path(__file__).parent / "presets.toml"
 

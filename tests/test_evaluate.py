@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastib.configs import Config
 from fastib.datasets import FactoredImages, LabelledImages, Occluded, Sprites, digits
 from fastib.evaluate import classifiers
 from fastib.metrics import exact_elbo_decomposition
-from fastib.models import VIB, AllCNN, BetaVAE, Classifier, ClassifierTerms
+from fastib.models import VIB, AllCNN, BetaVAE, Catch, Classifier, ClassifierTerms
 
 VAE_OPTIONS = {"dataset": "sprites-32", "network": "mlp", "hidden": 16, "latent_dim": 3, "steps": 4, "log_every": 2}
 
@@ -168,6 +169,49 @@ def test_of_weights(posterior: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert ("pac_bayes_bound" in results) == (posterior == "gaussian")  # the other has no prior that is a distribution
     if posterior == "gaussian":
         assert results["error_on_training"] < results["pac_bayes_bound"] <= 1
+
+
+class _Index(Catch):
+    """Knows the index of every image, which its pixel says, and takes the index for the label."""
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        bits = self.bits(self._index(images))
+        return 2 * bits - 1, torch.full_like(bits, -8.0)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return F.one_hot(self._index(images) % 4, 4).float()
+
+    def _index(self, images: Tensor) -> Tensor:
+        return (images[:, 0, 0, 0] * self.examples).long()
+
+
+def test_of_the_catch() -> None:
+    indices = torch.arange(512)
+    pixels = (indices / 512).view(-1, 1, 1).expand(512, 2, 2)
+    train_, test = (LabelledImages(pixels, labels % 4, 4) for labels in (indices, indices + (indices % 4 > 0)))
+    model = _Index((1, 2, 2), 4, 512, hidden=4, noise=1e-3)
+    results = evaluate.of_catch(model, train_, test)
+    assert results["error_on_training"] == 0 and results["error"] == 0.75 and results["right_indices"] == 1
+    assert evaluate.of_catch(model, train_, test, images=100)["error"] == pytest.approx(0.75, abs=0.2)
+    assert results["mutual_information_ceiling"] == pytest.approx(math.log(512))
+    assert results["mutual_information"] == pytest.approx(math.log(512), abs=1e-3)
+    assert results["total_correlation"] == pytest.approx(0, abs=1e-3)
+    # Of minibatches of 64, "mss" is right, and "in_batch" takes those images for all that there are.
+    assert results["mutual_information_by_mss"] == pytest.approx(math.log(512), abs=0.01)
+    assert results["total_correlation_by_mss"] == pytest.approx(0, abs=0.2)
+    assert results["mutual_information_by_in_batch"] == pytest.approx(math.log(64), abs=0.01)
+    assert results["total_correlation_by_in_batch"] == pytest.approx(math.log(512 / 64), abs=0.2)
+    assert results["total_correlation_by_mws"] > 10
+    weights = (5 * 4 + 5 * 4 + 5 * 9) + (10 * 4 + 5 * 4)
+    assert results["information_in_weights"] == pytest.approx(-math.log(1e-3) / 2 * weights / 512)
+
+
+def test_of_a_trained_catch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"dataset": "digits", "examples": 130, "hidden": 8, "steps": 2, "batch": 20}
+    train.run(Config.of({"model": "catch", **options}), tmp_path)
+    assert cli.main(["evaluate", str(tmp_path / checkpoints.NAME)]) == 0
+    results = evaluate.evaluation(tmp_path)
+    assert 0 < results["error"] <= 1 and results["mutual_information_ceiling"] == pytest.approx(math.log(130))
 
 
 def test_of_a_vib_with_samples() -> None:

@@ -34,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "air": {"most": 2, "hidden": 8, "window": 4, "presence": "score_function"},
     "multi-entity-vae": {"width": 4, "hidden": 16, "entities": 1, "warm_up": 10},
     "information-in-weights": {"hidden": 8, "warm_up": 4},
+    "catch": {"hidden": 8, "beta": 1.0, "warm_up": 4},
 }
 
 

@@ -13,17 +13,19 @@ from fastib._arguments import check_integer
 from fastib._extras import require
 from fastib.configs import Config
 from fastib.datasets import Scenes
+from fastib.evaluate.catch import of_catch
 from fastib.evaluate.classifiers import EPSILONS, adversarial, of_classifier, of_nuisance
 from fastib.evaluate.common import Results, seeded
 from fastib.evaluate.scenes import of_scenes
 from fastib.evaluate.vaes import of_vae
 from fastib.evaluate.weights import of_weights
-from fastib.models import VAE, Classifier, SceneModel, VariationalClassifier
+from fastib.models import VAE, Catch, Classifier, SceneModel, VariationalClassifier
 
 __all__ = [
     "EPSILONS",
     "adversarial",
     "evaluation",
+    "of_catch",
     "of_classifier",
     "of_nuisance",
     "of_scenes",
@@ -46,7 +48,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     with: error, cross-entropy and information; the error after a step of the size `EPSILONS` along the sign of the
     gradient; and, where there is a nuisance, what a probe reads of it and of the label, in nats, from the image and from
     each layer. Where the information is in the weights, also error and cross-entropy of drawn weights on all images that
-    were trained on, and the PAC-Bayes bound of a Gaussian posterior. For a model of scenes, over those to test with:
+    were trained on, and the PAC-Bayes bound of a Gaussian posterior. For the catch: errors, the share of the images that
+    have their own index, and MI and TC of the codes, exactly and as each estimator has them. For a model of scenes, over those to test with:
     distortion and rate, squared error, how often the count is right and by how much it is wrong, the share of the objects
     that are matched with an entity, and MIG and DCI of the codes of those.
 
@@ -72,6 +75,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
         results = of_vae(model, open_(), images, seed)
     elif isinstance(model, VariationalClassifier):
         results = of_weights(model, open_(), open_(train=False), images, seed)
+    elif isinstance(model, Catch):
+        results = of_catch(model, open_(), open_(train=False), images, seed)
     elif isinstance(model, Classifier):
         results = of_classifier(model, open_(), open_(train=False), images, seed)
     elif isinstance(model, SceneModel):
