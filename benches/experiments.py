@@ -71,6 +71,13 @@ _FASHION = {"dataset": "fashion-mnist", "data": FASHION, "hidden": 512, "latent_
 _DIGITS = {"dataset": "digits", "hidden": 256, "latent_dim": 32, "batch": 100}
 _CNN = {"model": "information-dropout", "dataset": "occluded", "data": FASHION, "width": 16, "batch": 64}
 _CNN |= {"steps": 3000, "learning_rate": 2e-3, "decay": 0.1, "decay_steps": 2250, "log_every": 250}
+_WEIGHTS = {"model": "information-in-weights", "dataset": "digits", "examples": 1000, "learning_rate": 1e-2}
+_WEIGHTS |= {"decay": 0.1, "log_every": 500}
+_MEMORY = _WEIGHTS | {"hidden": 128, "noise": 1e-4, "batch": 1000, "steps": 8000, "decay_steps": 6000}
+_BOUNDED = _WEIGHTS | {"posterior": "gaussian", "hidden": 64, "batch": 250, "steps": 4000, "decay_steps": 3000}
+_BOUNDED |= {"warm_up": 1000, "random_labels": 0.2}
+_CATCH = {"model": "catch", "dataset": "digits", "examples": 1024, "batch": 512, "noise": 1e-3, "learning_rate": 5e-3}
+_CATCH |= {"steps": 8000, "decay": 0.1, "decay_steps": 6000, "log_every": 500}
 BETAS_OF_VIB = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 
 EXPERIMENTS = {
@@ -93,6 +100,15 @@ EXPERIMENTS = {
         5,
     ),
     "multi-entity-vae": Experiment([_ENTITIES], 3),
+    "random-labels": Experiment(
+        [_MEMORY | {"random_labels": 1.0, "beta": beta} for beta in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 4.0)]
+        + [_MEMORY | {"random_labels": fraction, "beta": 0.2} for fraction in (0.0, 0.25, 0.5, 0.75)],
+        3,
+    ),
+    "weights-beta": Experiment(
+        [_BOUNDED | {"beta": beta} for beta in (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)], 3
+    ),
+    "catch": Experiment([_CATCH | {"beta": beta} for beta in (0.0, 0.5, 1.0, 2.0)], 3),
     "vib-digits": Experiment(
         [_VIB | _DIGITS | {"steps": 5000, "decay_steps": 100, "beta": beta} for beta in BETAS_OF_VIB], 5
     ),
@@ -120,7 +136,7 @@ def runs(name: str) -> Iterator[Values]:
             yield values | {"seed": seed}
 
 
-_TOLD = "dataset", "beta", "estimator", "noise", "activation", "pooling", "presence", "seed"
+_TOLD = "dataset", "random_labels", "beta", "estimator", "noise", "activation", "pooling", "presence", "seed"
 
 
 def label(values: Values) -> str:
