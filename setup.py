@@ -15,10 +15,55 @@ from typing import Any
 
 from setuptools import find_packages, setup
 
-OLDEST_TORCH = "0x020b000000000000"  # 2.11: the stable ABI that the kernels are compiled against
+OLDEST_TORCH = 2, 11
+STABLE_ABI = "0x020b000000000000"  # that of OLDEST_TORCH, against which the kernels are compiled
 OLDEST_NVCC = 12, 1  # of which a kernel's parameters may exceed 4 KiB
-MACROS = [("TORCH_TARGET_VERSION", OLDEST_TORCH), ("TORCH_STABLE_ONLY", None)]
+MACROS = [("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)]
+COMPILERS = "GCC 11 or Clang 14, or newer"
+# What the kernels want of a compiler.
+PROBE = """
+#include <concepts>
+typedef float Floats __attribute__((vector_size(16)));
+typedef int Ints __attribute__((vector_size(16)));
+Ints probe(Floats x) { return __builtin_convertvector(x, Ints); }
+"""
 NVCC = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-fmad=false", "--threads=2", "-DUSE_CUDA"]
+
+
+def check_torch() -> None:
+    try:
+        import torch
+    except ImportError as error:
+        raise SystemExit(
+            f"fastib: PyTorch is not there ({error}): pip install 'torch>={_said(OLDEST_TORCH)}'"
+        ) from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        raise SystemExit(f"fastib: PyTorch {torch.__version__} is too old: pip install 'torch>={_said(OLDEST_TORCH)}'")
+
+
+def check_compiler() -> None:
+    """Before a page of errors says less."""
+    from torch.utils.cpp_extension import get_cxx_compiler
+
+    name = get_cxx_compiler()
+    command = [*name.split(), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    try:
+        probed = subprocess.run(command, input=PROBE, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise SystemExit(
+            f"fastib: the C++ compiler {name!r} does not run ({error.strerror}): install {COMPILERS} "
+            "(apt install g++), or name one by CXX"
+        ) from None
+    if probed.returncode != 0:
+        why = next((line for line in probed.stderr.splitlines() if "error" in line), "no reason given")
+        raise SystemExit(
+            f"fastib: the C++ compiler {name!r} does not know what the kernels want ({why}): install {COMPILERS}, "
+            "or name one by CXX"
+        )
+
+
+def _said(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def sources(folder: str) -> list[str]:
@@ -100,25 +145,27 @@ def cuda_extension() -> tuple[Any, str]:
 
     wanted = os.environ.get("FASTIB_CUDA", "auto")
     if wanted not in ("0", "1", "auto"):
-        raise SystemExit(f"FASTIB_CUDA={wanted!r}: choose 0, 1 or auto")
+        raise SystemExit(f"fastib: FASTIB_CUDA={wanted!r}: choose 0, 1 or auto")
     if wanted == "0":
         return None, "FASTIB_CUDA=0"
     found, cuda = find_nvcc(), torch.version.cuda
     if cuda is None:
-        reason = f"this PyTorch, {torch.__version__}, has no CUDA"
+        reason = f"this PyTorch, {torch.__version__}, has no CUDA: install one that has"
     elif found is None:
-        reason = f"no nvcc is found (PyTorch {torch.__version__} wants one of CUDA {cuda})"
+        reason = f"no nvcc is found: install that of CUDA {cuda}, as PyTorch {torch.__version__} has, or set CUDA_HOME"
     elif found[2].split(".")[0] != cuda.split(".")[0]:
-        reason = f"{found[0]} is of CUDA {found[2]}, and PyTorch {torch.__version__} of {cuda}"
+        reason = (
+            f"{found[0]} is of CUDA {found[2]}, and PyTorch {torch.__version__} of {cuda}: set CUDA_HOME to one of it"
+        )
     elif tuple(map(int, found[2].split("."))) < OLDEST_NVCC:
-        reason = f"{found[0]} is of CUDA {found[2]}, and the kernels want {'.'.join(map(str, OLDEST_NVCC))}"
+        reason = f"{found[0]} is of CUDA {found[2]}, and the kernels want {_said(OLDEST_NVCC)}: set CUDA_HOME to it"
     elif not (targets := os.environ.get("TORCH_CUDA_ARCH_LIST") or architectures(found[0])):
         reason = f"{found[0]} knows no architecture of this PyTorch from sm_70 on: set TORCH_CUDA_ARCH_LIST"
     else:
         os.environ["TORCH_CUDA_ARCH_LIST"] = targets
         return build_with(found[1]), f"nvcc {found[2]} for {targets}"
     if wanted == "1":
-        raise SystemExit(f"FASTIB_CUDA=1: {reason}")
+        raise SystemExit(f"fastib: FASTIB_CUDA=1: {reason}")
     return None, reason
 
 
@@ -131,6 +178,7 @@ def build_with(folder: str) -> Any:
 
 
 def extensions() -> list[Any]:
+    check_torch()
     cuda, why = cuda_extension()
     print(f"fastib: building {'_C and _C_cuda' if cuda else '_C alone'}: {why}")
     return [cpu_extension()] + ([cuda] if cuda else [])
@@ -139,7 +187,12 @@ def extensions() -> list[Any]:
 def build_command() -> Any:
     from torch.utils.cpp_extension import BuildExtension
 
-    return BuildExtension
+    class Build(BuildExtension):  # type: ignore[misc]
+        def run(self) -> None:
+            check_compiler()
+            super().run()
+
+    return Build
 
 
 setup(
