@@ -26,7 +26,7 @@ class Backend(NamedTuple):
 
 
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
-_BUILD = "build it with: pip install --no-build-isolation -e ."
+_OLDEST_TORCH = 2, 11  # that of setup.py, whose stable ABI the compiled kernels speak
 # Where the kernels for a GPU ran until now; to be changed with the rows of a card in benches/results.
 _PROOF = "run by the tests on a CPU from the same source, and compiled; not yet run on a GPU"
 
@@ -49,7 +49,15 @@ def _load(name: str, backend: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(name), ""
     except ImportError as error:
-        return None, _refuse(backend, f"{name} does not load ({error}); {_BUILD}", error)
+        return None, _refuse(backend, f"{name} does not load ({error}); {_remedy()}", error)
+
+
+def _remedy() -> str:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
+        return (
+            f"PyTorch {torch.__version__} is too old for it: pip install 'torch>={'.'.join(map(str, _OLDEST_TORCH))}'"
+        )
+    return "build it with: pip install --no-build-isolation -e ."
 
 
 def _choose_isa(module: ModuleType) -> None:

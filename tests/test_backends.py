@@ -93,6 +93,12 @@ def test_without_a_compiled_module_the_reference_serves_and_says_why() -> None:
     assert result.stdout.splitlines()[1] == "1.0"
 
 
+def test_an_old_torch_is_told() -> None:
+    code = "import torch; torch.__version__ = '2.10.0+cpu'; " + BROKEN + "print(fastib.backends()['cpu'].detail)"
+    said = _python(code, FASTIB_BACKEND="auto").stdout.strip()
+    assert said.endswith("; PyTorch 2.10.0+cpu is too old for it: pip install 'torch>=2.11'")
+
+
 def test_asked_for_by_name_a_broken_module_raises() -> None:
     result = _python(BROKEN, FASTIB_BACKEND="cpu")
     assert "ImportError: FASTIB_BACKEND=cpu: fastib._C does not load" in result.stderr
