@@ -33,8 +33,6 @@ BRIEF = {  # the cases of the README: large and small ones of each kind, where t
     ("aggregate_posterior", "4096x64"),
 }
 BRIEF_CONTENDERS = "fastib", "eager", "torch.compile", "KeOps"
-BRIEF_LARGE = {("mixture", size, 10) for size in (1024, 16384, 65536)}
-BRIEF_BATCH = 64  # of the estimators
 
 
 def main(argv: Sequence[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
@@ -179,20 +177,18 @@ def sizes(results: Path, brief: bool) -> str:
     if not (path := results / large_batches.NAME).exists():
         return ""
     content = json.loads(path.read_text())
-    rows = [row for row in content["rows"] if not brief or (row["regime"], row["size"], row["dims"]) in BRIEF_LARGE]
     return (
         f"Forward and backward in ms (median of interleaved rounds, or one call where it is long), and in brackets as a "
         f"multiple of auto: {_origin(content['header'])}. Errors are the largest against float64, on 256 rows "
         f"and in units of max(1, |value|): of log q(z_d), or of a sample's terms.\n\n"
-        f"{large_batches.table(rows)}"
+        f"{large_batches.table(content['rows'])}"
     )
 
 
 def of_estimators(results: Path, brief: bool) -> str:
     if not (path := results / estimators.NAME).exists():
         return ""
-    rows = json.loads(path.read_text())["rows"]
-    return estimators.table([row for row in rows if not brief or row["batch"] == BRIEF_BATCH])
+    return estimators.table(json.loads(path.read_text())["rows"])
 
 
 def _origin(header: dict[str, Any]) -> str:
@@ -238,7 +234,7 @@ SECTIONS: dict[str, Callable[[Path, bool], str]] = {
     "Estimators": of_estimators,
     "Training step": training_steps,
 }
-ON_PAGE_ALONE = ("Small calls",)
+ON_PAGE_ALONE = ("Small calls", "Large batches", "Estimators")
 
 
 if __name__ == "__main__":
