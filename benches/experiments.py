@@ -81,6 +81,7 @@ _CATCH |= {"steps": 8000, "decay": 0.1, "decay_steps": 6000, "log_every": 500}
 BETAS_OF_VIB = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 
 EXPERIMENTS = {
+    "quick": Experiment([configs.presets(model)["quick"] for model in configs.MODELS], 1),
     "beta-vae": Experiment([_SWEEP | {"model": "beta-vae", "beta": beta} for beta in (0.5, 1.0, 2.0, 4.0, 8.0)], 3),
     "annealed-vae": Experiment(
         [_SWEEP | {"model": "annealed-vae", "gamma": 100.0, "capacity": 15.0, "capacity_steps": 20_000}], 3

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
-import devices
-import in_place
 import pytest
 import torch
 
-import fastib
-from fastib import _backends
 
-
-def _load_emulated(path: str) -> ModuleType:
-    """The CUDA kernels under emulation (tests/emulation), which register for the CPU."""
-    assert os.environ.get("FASTIB_BACKEND") == "reference"
-    spec = importlib.util.spec_from_file_location("_C_cuda", path)
+def _load(name: str, path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-EMULATED = _load_emulated(os.environ["FASTIB_EMULATED"]) if "FASTIB_EMULATED" in os.environ else None
+if "FASTIB_SANITIZED" in os.environ:  # in the place of the installed one
+    sys.modules["fastib._C"] = _load("fastib._C", os.environ["FASTIB_SANITIZED"])
+
+import devices
+import in_place
+
+import fastib
+from fastib import _backends
+
+EMULATED: ModuleType | None = None
+if "FASTIB_EMULATED" in os.environ:  # the CUDA kernels (tests/emulation), which register for the CPU
+    assert os.environ.get("FASTIB_BACKEND") == "reference"
+    EMULATED = _load("_C_cuda", os.environ["FASTIB_EMULATED"])
 COMPILED = [module for module in (_backends._cpu, _backends._cuda, EMULATED) if module is not None]
 
 

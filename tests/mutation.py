@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, WHERE_EMULATED
-from emulation.build import COUNTED, ROOT, SANITIZERS, build, sanitized
+from emulation.build import COUNTED, build
+from modules import ROOT, SANITIZERS, sanitized
 from test_cuda import EACH_KERNEL
 
 KERNELS = ROOT / "csrc" / "cuda"

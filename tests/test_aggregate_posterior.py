@@ -438,6 +438,18 @@ def test_one_narrow_component_leaves_the_others_their_digits(kernels: str, narro
     assert worst < (4e-6 if narrow == -120 else 1e-6)  # there, both are summed relative to the narrow one
 
 
+@pytest.mark.parametrize("distance", [7.0, 8.0, 8.6, 9.1, 20.0])  # of the nearest component; the others are 2^-70 of it
+def test_a_component_far_behind_another_keeps_its_gradient(kernels: str, distance: float) -> None:
+    behind = math.hypot(distance, math.sqrt(2 * 70 * math.log(2)))
+    z, mu, logvar = torch.zeros(1, 1), torch.tensor([[distance], [behind]]), torch.zeros(2, 1)
+    found, expected = (
+        _values_and_gradients(fn, [t.to(dtype) for t in (z, mu, logvar)], estimator="in_batch")
+        for fn, dtype in ((fastib.aggregate_posterior, torch.float32), (reference.aggregate_posterior, torch.float64))
+    )
+    for ours, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("distance", [0.7, 30.0])  # the second is summed apart
 @pytest.mark.parametrize(("rows", "components"), [(20_000, 16), (16, 20_000)])
 def test_long_sums_of_duplicates_keep_their_digits(kernels: str, rows: int, components: int, distance: float) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, WHERE_EMULATED, at_once
 from emulation import lines
-from emulation.build import ROOT, SANITIZERS, build, sanitized
+from emulation.build import build
+from modules import ROOT, SANITIZERS, sanitized
 
 # Each kernel, of ragged and strided inputs; on float16 it is the same as on bfloat16 but for a conversion.
 EACH_KERNEL = (
@@ -48,9 +49,9 @@ def test_every_operator_has_a_file() -> None:
 def test_operators() -> None:
     """The operators' own tests, with their oracles and budgets, run nearly every line of the kernels."""
     module = build()
-    lines.forget(module)
+    lines.forget()
     at_once(lambda *names: _pass(module, WHERE_EMULATED, names), [ELEMENTWISE, ON_PAIRS])
-    share, never_run = lines.run(module)
+    share, never_run = lines.run()
     assert share >= 0.95, f"only {share:.1%} of the lines are run; never run: {never_run}"
 
 

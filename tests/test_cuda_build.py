@@ -11,7 +11,7 @@ from typing import Any
 import cuda_resources
 import pytest
 import torch
-from emulation.build import ROOT
+from modules import ROOT
 
 import fastib
 from fastib import _backends, _fallback

@@ -220,7 +220,7 @@ FASTIB_INLINE Rounded<V> round_to_integer(V x) {
 template <class V>
 FASTIB_INLINE V times_power_of_two(V p, const Rounded<V>& r) {
   constexpr int mantissa_bits = sizeof(Scalar<V>) == 4 ? 23 : 52;
-  return as_real<V>((as_int(r.whole) << mantissa_bits) + as_int(p));
+  return (V)(((Uint<V>)r.whole << mantissa_bits) + (Uint<V>)p);
 }
 
 #endif

@@ -1,4 +1,4 @@
-"""Which lines of the CUDA kernels were run by a module that was built with `COUNTED`, in any process until now."""
+"""Which lines of the CUDA kernels were run by modules that were built with `COUNTED`, in any process until now."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import json
 import subprocess
 from pathlib import Path
 
+from modules import BUILT
 
-def forget(module: Path) -> None:
+
+def forget() -> None:
     """Begins anew."""
-    for counts in module.parent.glob("*.gcda"):
+    for counts in BUILT.glob("*/*.gcda"):
         counts.unlink()
 
 
-def run(module: Path) -> tuple[float, list[str]]:
+def run() -> tuple[float, list[str]]:
     """The share of lines with code in csrc/cuda that were run, and those that were not."""
     times: dict[str, int] = {}
-    for counts in module.parent.glob("*.gcda"):
+    for counts in BUILT.glob("*/*.gcda"):
         command = ["gcov", "--json-format", "--stdout", str(counts)]
-        found = subprocess.run(command, cwd=module.parent, capture_output=True, text=True, check=True).stdout
+        found = subprocess.run(command, cwd=counts.parent, capture_output=True, text=True, check=True).stdout
         for file in json.loads(found)["files"]:
             path = Path(file["file"])
             if path.parent.name != "cuda" or path.suffix not in (".cu", ".cuh"):
