@@ -20,9 +20,9 @@ template <class S>
 constexpr double kLargestPrecision = sizeof(S) == 4 ? 0x1p110 : 0x1p1000;
 
 // A marginal whose sum, relative to its shift, is smaller: a point that no component is near. It is summed again
-// relative to its own maximum.
+// relative to its own maximum. Above it, float holds what is down to 2^-78 of the sum.
 template <class S>
-constexpr double kFarSum = sizeof(S) == 4 ? 0x1p-60 : 0x1p-900;
+constexpr double kFarSum = sizeof(S) == 4 ? 0x1p-48 : 0x1p-900;
 
 // A matrix of any strides; its dtype is the kernel's to know. Null where there is none.
 struct Matrix {

@@ -26,7 +26,7 @@ from ._mixture import (
 from ._tuning import tuned, which_of_others
 
 _TILES = tl.constexpr(32)  # of sums in the dtype of the pairs, before they go to a float64
-_FAR_32 = tl.constexpr(2.0**-60)
+_FAR_32 = tl.constexpr(2.0**-48)
 _FAR_64 = tl.constexpr(2.0**-900)
 _LARGEST_EXPONENT = tl.constexpr(40.0)  # with a weight of up to 2^60, float32 holds the sum of such powers
 
