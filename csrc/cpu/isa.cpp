@@ -3,11 +3,23 @@
 #include <atomic>
 #include <cstring>
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 namespace fastib {
+
+#ifdef __x86_64__
+// Clang's __builtin_cpu_supports does not know it, before version 15.
+static bool supports_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 Isa best_isa() {
 #ifdef __x86_64__
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   return avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::baseline;
