@@ -19,13 +19,13 @@ OLDEST_TORCH = 2, 11
 STABLE_ABI = "0x020b000000000000"  # that of OLDEST_TORCH, against which the kernels are compiled
 OLDEST_NVCC = 12, 1  # of which a kernel's parameters may exceed 4 KiB
 MACROS = [("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)]
-COMPILERS = "GCC 11 or Clang 14, or newer"
+COMPILERS = "GCC 12 or Clang 14, or newer"
 # What the kernels want of a compiler.
 PROBE = """
 #include <concepts>
 typedef float Floats __attribute__((vector_size(16)));
 typedef int Ints __attribute__((vector_size(16)));
-Ints probe(Floats x) { return __builtin_convertvector(x, Ints); }
+Ints probe(Floats x) { return __builtin_convertvector(__builtin_shufflevector(x, x, 0, 2, 4, 6), Ints); }
 """
 NVCC = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-fmad=false", "--threads=2", "-DUSE_CUDA"]
 

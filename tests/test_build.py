@@ -41,7 +41,7 @@ def _said(check: Callable[[], object]) -> str:
 def test_no_compiler(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "g++-of-nowhere")
     said = _said(build.check_compiler)
-    assert "'g++-of-nowhere' does not run (No such file or directory): install GCC 11 or Clang 14" in said
+    assert "'g++-of-nowhere' does not run (No such file or directory): install GCC 12 or Clang 14" in said
 
 
 def test_an_old_compiler(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_an_old_compiler(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp
     old.chmod(0o755)
     monkeypatch.setenv("CXX", str(old))
     said = _said(build.check_compiler)
-    assert "unrecognized command line option '-std=c++20'): install GCC 11 or Clang 14, or newer, or name" in said
+    assert "unrecognized command line option '-std=c++20'): install GCC 12 or Clang 14, or newer, or name" in said
     monkeypatch.delenv("CXX")
     build.check_compiler()
     monkeypatch.setenv("CXX", "env c++")  # a command of several words
