@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 def build(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ModuleType:
     """setup.py, which sets nothing up."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FASTIB_CUDA", "0")  # else it notes what it finds in the environment
     monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
     spec = importlib.util.spec_from_file_location("setup_of_fastib", ROOT / "setup.py")
     assert spec is not None and spec.loader is not None
