@@ -150,6 +150,7 @@ struct Coming {
   // Begins to copy the tile of a warp, which begins at `slot`; `from` are its first numbers, and `stride` to the next.
   __device__ void copy(int turn, int slot, const S* from, int64_t stride, int count) {
     constexpr int width = 16 / sizeof(S), vectors = N / width;
+#pragma unroll 1
     for (int i = int(threadIdx.x) % kWarp; i < count * vectors; i += kWarp) {
       const int pair = i / vectors, at = i % vectors * width;
       copy_16_bytes(&values[turn][slot + pair][at], from + pair * stride + at);
@@ -206,6 +207,27 @@ FASTIB_INLINE S squares_in_memory(const Mixture<S>& m, int width, int64_t row, i
   return squares;
 }
 
+// The squares of the pairs of a tile, R for a lane, in the dimensions of each warp of a block.
+template <int R, class S>
+struct Squares {
+  S values[kPairsOfTile<S>][R][kWarp];
+
+  __device__ S& at(int warps, int pair, int warp, int r, int lane) { return values[pair * warps + warp][r][lane]; }
+  __device__ S sum(int warps, int pair, int r, int lane) const {
+    S total = 0;
+#pragma unroll
+    for (int warp = 0; warp < kMostWarps; ++warp)
+      if (warp < warps) total += values[pair * warps + warp][r][lane];
+    return total;
+  }
+};
+
+FASTIB_INLINE double warp_sum(double value) {
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kAllLanes, value, lanes);
+  return value;
+}
+
 // The squares of a pair in all dimensions, by a warp: the bits that the passes over all pairs see.
 template <class S>
 FASTIB_INLINE S squares_of_pair(const Mixture<S>& m, int width, int64_t row, int64_t j) {
@@ -232,8 +254,11 @@ FASTIB_INLINE S joint_exponent(const Mixture<S>& m, S constant, S squares, const
   return w.weight > S(0) || t != t ? t : std::numeric_limits<S>::lowest();
 }
 
-// Packs, for everything that follows: a block finds the shift of one dimension and packs its components, or packs a
-// part of the points, or finds constants of components.
+constexpr int kPackedByBlock = 2 * kThreads;  // components, of one dimension
+
+// Packs, for everything that follows: a block finds the shift of one dimension and packs some of its components, or
+// packs a part of the points, or finds constants of components, a warp for each. Each block of a dimension looks
+// through all for the shift: that is little beside the passes over pairs, and needs no other launch.
 template <class T>
 struct Packing {
   Matrix z, mu, logvar;
@@ -243,8 +268,9 @@ struct Packing {
   double* shift;
 
   int64_t padded() const { return int64_t(chunks) * width; }
+  int64_t parts() const { return std::max<int64_t>(divide_up(components, kPackedByBlock), 1); }  // of a dimension
   int64_t point_blocks() const { return divide_up(rows * padded(), kThreads); }
-  int64_t blocks() const { return padded() + point_blocks() + divide_up(components, kThreads); }
+  int64_t blocks() const { return padded() * parts() + point_blocks() + divide_up(components, kThreads / kWarp); }
 };
 
 FASTIB_INLINE double block_max(double value) {
@@ -260,23 +286,25 @@ FASTIB_INLINE double block_max(double value) {
 }
 
 template <class T>
-FASTIB_INLINE void pack_dimension(const Packing<T>& p, int64_t d) {
+FASTIB_INLINE void pack_dimension(const Packing<T>& p, int64_t d, int64_t part) {
   using S = Compute<T>;
   S* out = p.packed + d / p.width * 4 * p.width + d % p.width;
   const int64_t stride = 4 * int64_t(p.chunks) * p.width;
+  const int64_t begin = part * kPackedByBlock + threadIdx.x, end = std::min((part + 1) * kPackedByBlock, p.components);
   if (d >= p.dims) {  // padding adds nothing to squares
-    for (int64_t j = threadIdx.x; j < p.components; j += kThreads)
+    for (int64_t j = begin; j < end; j += kThreads)
       for (int k = 0; k < 4; ++k) out[j * stride + k * p.width] = S(0);
     return;
   }
   double largest = -double(INFINITY);
+#pragma unroll 4
   for (int64_t j = threadIdx.x; j < p.components; j += kThreads) {
     const double c = -0.5 * kLog2E * double(S(p.logvar.template at<T>(j, d)));
     if (c > largest && c < double(INFINITY)) largest = c;
   }
   const double shift = shift_for<S>(block_max(largest));
-  if (threadIdx.x == 0) p.shift[d] = shift;
-  for (int64_t j = threadIdx.x; j < p.components; j += kThreads) {
+  if (part == 0 && threadIdx.x == 0) p.shift[d] = shift;
+  for (int64_t j = begin; j < end; j += kThreads) {
     const double half = -0.5 * double(S(p.logvar.template at<T>(j, d)));
     const double precision = exponential<double>(half).value * kRootHalfLog2E;
     out[j * stride] = S(p.mu.template at<T>(j, d));
@@ -288,25 +316,26 @@ FASTIB_INLINE void pack_dimension(const Packing<T>& p, int64_t d) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks) pack(Packing<T> p, int64_t point_blocks) {
+__global__ void __launch_bounds__(kThreads, kBlocks) pack(Packing<T> p, int64_t parts, int64_t point_blocks) {
   using S = Compute<T>;
   const int64_t padded = int64_t(p.chunks) * p.width;
   int64_t block = blockIdx.x;
-  if (block < padded) return pack_dimension(p, block);
-  block -= padded;
+  if (block < padded * parts) return pack_dimension(p, block % padded, block / padded);
+  block -= padded * parts;
   if (block < point_blocks) {
     const int64_t at = block * kThreads + threadIdx.x, row = at / padded, d = at % padded;
     if (row < p.rows) p.points[at] = d < p.dims ? S(p.z.template at<T>(row, d)) : S(0);
     return;
   }
-  const int64_t j = (block - point_blocks) * kThreads + threadIdx.x;
+  const int64_t j = (block - point_blocks) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (j >= p.components) return;
   double constant = 0;
-  for (int64_t d = 0; d < p.dims; ++d) {
+  for (int64_t d = threadIdx.x % kWarp; d < p.dims; d += kWarp) {
     const double half = -0.5 * double(S(p.logvar.template at<T>(j, d)));
     constant += half < double(INFINITY) ? kLog2E * half : double(NAN);
   }
-  p.constants[j] = S(constant);
+  constant = warp_sum(constant);
+  if (threadIdx.x % kWarp == 0) p.constants[j] = S(constant);
 }
 
 // The largest given weight of a row, in powers of two: what its weights are relative to. A warp for each row.
@@ -365,7 +394,7 @@ struct PackedMixture {
                log_weights ? doubles(largest_weights) : nullptr};
     const Packing<T> p{Matrix(z),    Matrix(mu),   Matrix(logvar), z.size(0),       mu.size(0),   mu.size(1),
                        chunks.count, chunks.width, data(packed),   data(constants), data(points), doubles(shift)};
-    FASTIB_RUN(device, pack<T>, p.blocks(), kThreads, p, p.point_blocks());
+    FASTIB_RUN(device, pack<T>, p.blocks(), kThreads, p, p.parts(), p.point_blocks());
     if (log_weights)
       FASTIB_RUN(device, find_largest_weights<S>, divide_up(mixture.rows, kThreads / kWarp), kThreads,
                  mixture.log_weights, mixture.rows, mixture.components, doubles(largest_weights));
@@ -407,6 +436,25 @@ struct Place {
     return first_other + others <= partners || first_other >= partners + kWarp * R;
   }
 };
+
+// Adds to the squares of a lane's pairs those in the chunks of its warp that no block has in registers here; row(r, k)
+// and component(r, k) are the pairs. In the order of the chunks, so that all passes see the same bits.
+template <int R, class S, class Row, class Of>
+FASTIB_INLINE void add_other_chunks(Squares<R, S>& squares, const Mixture<S>& m, int width, int own_chunk, int count,
+                                    Row row, Of component) {
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+#pragma unroll 1
+  for (int k = 0; k < count; ++k) {
+#pragma unroll 1
+    for (int r = 0; r < R; ++r) {
+      S sum = 0, &own = squares.at(m.warps, k, warp, r, lane);
+#pragma unroll 1
+      for (int chunk = warp; chunk < m.chunks; chunk += m.warps)
+        sum += chunk == own_chunk ? own : squares_in_memory(m, width, row(r, k), component(r, k), chunk);
+      own = sum;
+    }
+  }
+}
 
 template <int R>
 int64_t blocks_of_pairs(const Chunks& chunks, int64_t count, const Parts& parts) {

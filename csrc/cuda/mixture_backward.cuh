@@ -104,14 +104,8 @@ FASTIB_INLINE const S* maxima_of(const Mixture<S>& m, const BackwardRows<S>& row
 // The squares and the joint gradients of a tile: see sum_densities.
 template <int R, class S>
 struct Waiting {
-  S squares[kPairsOfTile<S>][R][kWarp], joint[kPairsOfTile<S>][R][kWarp];
-
-  __device__ S sum(int warps, int at_once, int k, int r, int lane) const {
-    S total = 0;
-#pragma unroll 2  // with more, sum_column_gradients spills on sm_80
-    for (int warp = 0; warp < warps; ++warp) total += squares[warp * at_once + k][r][lane];
-    return total;
-  }
+  Squares<R, S> squares;
+  S joint[kPairsOfTile<S>][R][kWarp];
 };
 
 template <class S, int C, bool Careful>
@@ -137,44 +131,43 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, Careful ? kBlocks : kBlocks
   coming.copy(0, slot, components + at.begin * stride, stride, std::min(at_once, at.end - at.begin));
   for (int first = at.begin; first < at.end; first += at_once, turn ^= 1) {
     const int count = std::min(at_once, at.end - first), next = std::min(at_once, at.end - first - count);
-    const bool apart = at.apart(partners, first, count);
+    const bool apart = at.apart(partners, first, count), alike = apart && !m.given;
     const auto is_own = [&](int r, int k) { return !m.given && m.is_own(at.nearest(r), first + k); };
+    S constant = m.constants[std::min(first + at.warp, at.end - 1)];  // long before it is used
     wait_for_copies();
     __syncwarp();
     coming.copy(turn ^ 1, slot, components + (first + count) * stride, stride, next);
     const S(*tile)[N] = &coming.values[turn][slot];
     for (int k = 0; k < count; ++k) {
-      S squares[R] = {};
-      for (int other = at.warp; other < m.chunks; other += m.warps) {
-        if (other != own_chunk) {
+      const Component<C, S> component(tile[k]);
 #pragma unroll
-          for (int r = 0; r < R; ++r) squares[r] += squares_in_memory(m, C, at.nearest(r), first + k, other);
-          continue;
-        }
-        const Component<C, S> component(tile[k]);
-#pragma unroll
-        for (int r = 0; r < R; ++r) squares[r] += squares_of(points[r].z, component);
-      }
-#pragma unroll
-      for (int r = 0; r < R; ++r) waiting.squares[slot + k][r][at.lane] = squares[r];
+      for (int r = 0; r < R; ++r)
+        waiting.squares.at(m.warps, k, at.warp, r, at.lane) = squares_of(points[r].z, component);
     }
+    if (m.panels > 1)
+      add_other_chunks(
+          waiting.squares, m, C, own_chunk, count, [&](int r, int) { return at.nearest(r); },
+          [&](int, int k) { return first + k; });
     __syncthreads();
     for (int k = at.warp; k < count; k += m.warps) {
-#pragma unroll
+#pragma unroll 1  // else numbers spill on sm_80 or sm_100
       for (int r = 0; r < R; ++r) {
-        const PairWeight<S> w = m.given ? weigh(m, at.nearest(r), first + k) : PairWeight<S>{1, 0, 0};
-        const S squares = waiting.sum(m.warps, at_once, k, r, at.lane);
-        const S joint = joint_gradient(m, rows.rows[at.nearest(r)], m.constants[first + k], squares, w);
-        waiting.joint[k][r][at.lane] = !apart && is_own(r, k) ? S(0) : joint;
+        const RowGradients<S>& g = rows.rows[at.nearest(r)];
+        const S squares = waiting.squares.sum(m.warps, k, r, at.lane);
+        S& joint = waiting.joint[k][r][at.lane];
+        if (alike) joint = power_of_two(constant - squares - g.max) * g.quotient;
+        else if (is_own(r, k)) joint = S(0);
+        else joint = joint_gradient(m, g, constant, squares, weigh(m, at.nearest(r), first + k));
       }
+      constant = m.constants[std::min(first + k + m.warps, at.end - 1)];
     }
     __syncthreads();
-    for (int k = 0; k < count; ++k) {
-      const Component<C, S> component(tile[k]);
-      const auto add = [&](auto skip) {
+    const auto add = [&](auto skip) {
+      for (int k = 0; k < count; ++k) {
+        const Component<C, S> component(tile[k]);
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-          if (skip(r)) continue;
+          if (skip(r, k)) continue;
           const int row = at.nearest(r);
           const S joint = waiting.joint[k][r][at.lane];
           const PairWeight<S> w = Careful && m.given ? weigh(m, row, first + k) : PairWeight<S>{1, m.log2_other, 0};
@@ -192,10 +185,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, Careful ? kBlocks : kBlocks
             sums[r][i] = fma<S>(by * v, component.precision[i], sums[r][i]);
           }
         }
-      };
-      if (apart) add([](int) { return false; });
-      else add([&](int r) { return is_own(r, k); });
-    }
+      }
+    };
+    if (apart) add([](int, int) { return false; });
+    else add(is_own);
     terms += count;
     if (terms < kTermsPerSum && next > 0) continue;
     terms = 0;
@@ -238,47 +231,47 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, Careful ? kBlocks : kBlocks
   coming.copy(0, slot, points + at.begin * stride, stride, std::min(at_once, at.end - at.begin));
   for (int first = at.begin; first < at.end; first += at_once, turn ^= 1) {
     const int count = std::min(at_once, at.end - first), next = std::min(at_once, at.end - first - count);
-    const bool apart = at.apart(partners, first, count);
+    const bool apart = at.apart(partners, first, count), alike = apart && !m.given;
     const auto is_own = [&](int r, int k) { return !m.given && m.is_own(first + k, at.nearest(r)); };
+    // Long before they are used, and not in registers all the time.
+    RowGradients<S> g = rows.rows[std::min(first + at.warp, at.end - 1)];
+    S constants[R];
+    for (int r = 0; r < R; ++r) constants[r] = m.constants[at.nearest(r)];
     wait_for_copies();
     __syncwarp();
     coming.copy(turn ^ 1, slot, points + (first + count) * stride, stride, next);
     const S(*tile)[N] = &coming.values[turn][slot];
     for (int k = 0; k < count; ++k) {
-      S squares[R] = {};
-      for (int other = at.warp; other < m.chunks; other += m.warps) {
-        if (other != own_chunk) {
+      const Point<C, S> point(tile[k]);
 #pragma unroll
-          for (int r = 0; r < R; ++r) squares[r] += squares_in_memory(m, C, first + k, at.nearest(r), other);
-          continue;
-        }
-        const Point<C, S> point(tile[k]);
-#pragma unroll
-        for (int r = 0; r < R; ++r) squares[r] += squares_of(point.z, components[r]);
-      }
-#pragma unroll
-      for (int r = 0; r < R; ++r) waiting.squares[slot + k][r][at.lane] = squares[r];
+      for (int r = 0; r < R; ++r)
+        waiting.squares.at(m.warps, k, at.warp, r, at.lane) = squares_of(point.z, components[r]);
     }
+    if (m.panels > 1)
+      add_other_chunks(
+          waiting.squares, m, C, own_chunk, count, [&](int, int k) { return first + k; },
+          [&](int r, int) { return at.nearest(r); });
     __syncthreads();
     for (int k = at.warp; k < count; k += m.warps) {
-      const RowGradients<S>& g = rows.rows[first + k];
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        const PairWeight<S> w = m.given ? weigh(m, first + k, at.nearest(r)) : PairWeight<S>{1, 0, 0};
-        const S squares = waiting.sum(m.warps, at_once, k, r, at.lane);
-        const S joint = joint_gradient(m, g, m.constants[at.nearest(r)], squares, w);
-        waiting.joint[k][r][at.lane] = !apart && is_own(r, k) ? S(0) : joint;
+        const S squares = waiting.squares.sum(m.warps, k, r, at.lane), constant = constants[r];
+        S& joint = waiting.joint[k][r][at.lane];
+        if (alike) joint = power_of_two(constant - squares - g.max) * g.quotient;
+        else if (is_own(r, k)) joint = S(0);
+        else joint = joint_gradient(m, g, constant, squares, weigh(m, first + k, at.nearest(r)));
       }
+      g = rows.rows[std::min(first + k + m.warps, at.end - 1)];
     }
     __syncthreads();
-    for (int k = 0; k < count; ++k) {
-      const int row = first + k;
-      const PointGradients<C, S, Careful> point(tile[k]);
-      const bool plain = !Careful || (!m.given && !rows.rows[row].is_far);
-      const auto add = [&](auto skip) {
+    const auto add = [&](auto skip) {
+      for (int k = 0; k < count; ++k) {
+        const int row = first + k;
+        const PointGradients<C, S, Careful> point(tile[k]);
+        const bool plain = !Careful || (!m.given && !rows.rows[row].is_far);
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-          if (skip(r)) continue;
+          if (skip(r, k)) continue;
           const S joint = waiting.joint[k][r][at.lane];
           const int j = at.nearest(r);
           const PairWeight<S> w = Careful && m.given ? weigh(m, row, j) : PairWeight<S>{1, m.log2_other, 0};
@@ -298,10 +291,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, Careful ? kBlocks : kBlocks
             by_square[r][i] = fma<S>(by, S(-0.5 / kLn2), fma<S>(by_v, v, by_square[r][i]));
           }
         }
-      };
-      if (apart) add([](int) { return false; });
-      else add([&](int r) { return is_own(r, k); });
-    }
+      }
+    };
+    if (apart) add([](int, int) { return false; });
+    else add(is_own);
     terms += count;
     if (terms < kRowsPerSum && next > 0) continue;
     terms = 0;

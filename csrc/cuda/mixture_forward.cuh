@@ -33,9 +33,10 @@ struct ForwardPartials {
 
 // Adds the densities of a component in the dimensions of a chunk, and gives its squares.
 //
-// nvcc 13.0 makes 101 instructions of it for 16 dimensions on sm_90, 80 for the pipe of multiply-adds and 16 MUFU, of
+// nvcc 13.0 makes 97 instructions of it for 16 dimensions on sm_90, 80 for the pipe of multiply-adds and 16 MUFU, of
 // which each takes eight slots of issue: by that count MUFU is the limit, and no share of the exponentials is a
-// polynomial's. An H200 took 21 slots for a dimension, before what comes was copied ahead; why is not known yet.
+// polynomial's (a quarter of them made an H200 5 % slower). It takes 14 slots for a dimension there, with what is
+// around the loop.
 template <int C, class S, class Weight>
 FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& component, Weight weight, S (&sums)[C]) {
   S squares = 0;
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
     sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
   constexpr int R = kOwn<C, S>;
   FASTIB_SHARED(coming, Coming<3 * C, S>);
-  FASTIB_SHARED(waiting, S[2][kPairsOfTile<S>][R][kWarp]);
+  FASTIB_SHARED(waiting, Squares<R, S>[2]);
   const Place<R> at(m.rows, m.components, parts);
   const int own_chunk = at.panel * m.warps + at.warp, chunk = std::min(own_chunk, m.chunks - 1);
   const int at_once = kPairsOfTile<S> / m.warps, slot = at.warp * at_once;
@@ -96,37 +97,35 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
     wait_for_copies();
     __syncwarp();  // all copies of the warp are there, and what it did with the tile before is done
     coming.copy(turn ^ 1, slot, components + (first + count) * stride, stride, next);
-    for (int k = 0; k < count; ++k) {
-      const int j = first + k;
-      S squares[R] = {};
-      for (int other = at.warp; other < m.chunks; other += m.warps) {
-        if (other != own_chunk) {
+    const S(*tile)[3 * C] = &coming.values[turn][slot];
+    const auto add = [&](auto weight) {
+      for (int k = 0; k < count; ++k) {
+        const Component<C, S> component(tile[k]);
 #pragma unroll
-          for (int r = 0; r < R; ++r) squares[r] += squares_in_memory(m, C, at.nearest(r), j, other);
-          continue;
+        for (int r = 0; r < R; ++r) {
+          waiting[turn].at(m.warps, k, at.warp, r, at.lane) =
+              add_densities(points[r], component, weight(r, first + k), sums[r]);
         }
-        const Component<C, S> component(coming.values[turn][slot + k]);
-        const auto add = [&](auto weight) {
-#pragma unroll
-          for (int r = 0; r < R; ++r) squares[r] += add_densities(points[r], component, weight(r), sums[r]);
-        };
-        if (alike) add([](int) { return Alike(); });
-        else if (!m.given) add([&](int r) { return AlikeButOwn{m.is_own(at.nearest(r), j)}; });
-        else add([&](int r) { return Given<S>{weigh(m, at.nearest(r), j).weight}; });
       }
-#pragma unroll
-      for (int r = 0; r < R; ++r) waiting[turn][slot + k][r][at.lane] = squares[r];
-    }
+    };
+    if (alike) add([](int, int) { return Alike(); });
+    else if (!m.given) add([&](int r, int j) { return AlikeButOwn{m.is_own(at.nearest(r), j)}; });
+    else add([&](int r, int j) { return Given<S>{weigh(m, at.nearest(r), j).weight}; });
+    if (m.panels > 1)
+      add_other_chunks(
+          waiting[turn], m, C, own_chunk, count, [&](int r, int) { return at.nearest(r); },
+          [&](int, int k) { return first + k; });
     __syncthreads();  // the other half is read by now: all have come here since
     for (int k = at.warp; k < count; k += m.warps) {
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        S squares = 0;
-#pragma unroll 2  // with more, a number spills on sm_100
-        for (int warp = 0; warp < m.warps; ++warp) squares += waiting[turn][warp * at_once + k][r][at.lane];
-        PairWeight<S> w{1, 0, 0};
-        if (m.given) w = weigh(m, at.nearest(r), first + k);
-        else if (!alike && m.is_own(at.nearest(r), first + k)) w.weight = 0;
+        const S squares = waiting[turn].sum(m.warps, k, r, at.lane);
+        if (alike) {
+          add_term(joint[r], constant - squares, S(1));
+          continue;
+        }
+        PairWeight<S> w = weigh(m, at.nearest(r), first + k);
+        if (!m.given) w.weight = S(1) - w.is_own;
         add_term(joint[r], joint_exponent(m, constant, squares, w), m.given ? S(1) : w.weight);
       }
       constant = m.constants[std::min(first + k + m.warps, at.end - 1)];
@@ -149,12 +148,6 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
 #pragma unroll
     for (int k = 0; k < C; ++k) marginals[k] = totals[r][k];
   }
-}
-
-FASTIB_INLINE double warp_sum(double value) {
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kAllLanes, value, lanes);
-  return value;
 }
 
 template <class S>
