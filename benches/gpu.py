@@ -111,7 +111,7 @@ def _fault(ended: Ended, lines: int = 12) -> str | None:
         return None
     how = "its time was over" if ended.status is None else f"exit status {ended.status}"
     said = ended.output.splitlines()
-    crashes = [i for i, line in enumerate(said) if line.startswith("Fatal Python error")]
+    crashes = [i for i, line in enumerate(said) if "Fatal Python error" in line]  # after the dots of tests
     shown = said[crashes[0] :][: 2 * lines] if crashes else said[-lines:]  # a crash first says where it was
     return "\n".join([f"{ended.name}: {how}", *shown])
 
@@ -314,12 +314,12 @@ class Stage(NamedTuple):
 
 
 STAGES = [
-    Stage(build, 120, "builds _C and _C_cuda in place, for this card alone"),
-    Stage(agreement, 40, "noise bit for bit and results within the tests' budget: CPU = CUDA = Triton"),
-    Stage(graphs, 45, "CUDA graphs of every operator, forward and backward: replays have fresh noise"),
-    Stage(tests, 110, "the operators' tests on the GPU, for both backends"),
-    Stage(sanitizer, 55, "compute-sanitizer's memcheck and racecheck on every CUDA kernel"),
-    Stage(benches, 155, "times every operator against eager and torch.compile, and writes the rows"),
+    Stage(build, 90, "builds _C and _C_cuda in place, for this card alone"),
+    Stage(agreement, 45, "noise bit for bit and results within the tests' budget: CPU = CUDA = Triton"),
+    Stage(graphs, 35, "CUDA graphs of every operator, forward and backward: replays have fresh noise"),
+    Stage(tests, 165, "the operators' tests on the GPU, for both backends"),
+    Stage(sanitizer, 30, "compute-sanitizer's memcheck and racecheck on every CUDA kernel"),
+    Stage(benches, 160, "times every operator against eager and torch.compile, and writes the rows"),
 ]
 
 

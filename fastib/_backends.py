@@ -28,7 +28,7 @@ class Backend(NamedTuple):
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
 _OLDEST_TORCH = 2, 11  # that of setup.py, whose stable ABI the compiled kernels speak
 # Where the kernels for a GPU ran until now; to be changed with the rows of a card in benches/results.
-_PROOF = "run by the tests on a CPU from the same source, and compiled; not yet run on a GPU"
+_PROOF = "run on an NVIDIA H200, and for every change by the tests on a CPU from the same source"
 
 _wanted = os.environ.get("FASTIB_BACKEND", "auto")
 if _wanted not in BACKENDS:
