@@ -85,6 +85,7 @@ def gaussian_kl(
     mu, logvar, prior_mu, prior_logvar = _arguments.check_distributions(mu, logvar, prior_mu, prior_logvar)
     kind, divisor = _arguments.reduction_of(reduction, mu.shape)
     _arguments.check_free_bits(free_bits, free_bits_per, reduction, mu.dtype)
+    free_bits = float(free_bits)  # clamp takes no integer beyond 64 bits
     kl = _formulas.kl_elements(mu, logvar, prior_mu, prior_logvar)
     if free_bits == 0:
         return _formulas.reduce(kl, kind, divisor)
@@ -105,6 +106,7 @@ def reparameterize_with_kl(
     rng: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `fastib.reparameterize_with_kl`."""
+    mu, logvar, noise = _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     kl = gaussian_kl(mu, logvar, reduction=reduction)
     return reparameterize(mu, logvar, noise=noise, generator=generator, rng=rng), kl
 
@@ -204,9 +206,9 @@ def elbo_decomposition(
     algorithm: str = "auto",
 ) -> ELBODecomposition:
     """See `fastib.elbo_decomposition`, but for `algorithm`, which is checked and means nothing here."""
-    _arguments.algorithm_of(algorithm)
     z, mu, logvar = _arguments.check_posteriors(z, mu, logvar)
     options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
+    _arguments.algorithm_of(algorithm)
     code, size, offset, kind, divisor = options
     z, mu, logvar = _formulas.accumulate(z, mu, logvar)
     weights = _formulas.estimator_weights(code, size, mu.shape[0])

@@ -1,15 +1,18 @@
 """Random inputs: the tests of each operator hold for shapes, strides, values and arguments that nobody thought of.
 
-500 examples in all; `FASTIB_FUZZ=10000 python -m pytest tests/test_fuzz.py` tries as many as it says.
+500 examples in all; `FASTIB_FUZZ=10000 python -m pytest tests/test_fuzz.py` tries as many as it says. And as many
+random arguments, right ones and wrong ones: see fuzz_boundary.py.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import fuzz_boundary
 import pytest
 import test_aggregate_posterior
 import test_gaussian_kl
@@ -24,7 +27,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastib import _backends
+import fastib
+from fastib import _backends, reference
 from fastib._arguments import REDUCTIONS
 
 MOST_ROUNDINGS = 5.0  # of an exponent, in any kernel
@@ -191,3 +195,27 @@ def test_random_inputs(name: str) -> None:
             holds(kernels, **given)
 
     check()
+
+
+def test_random_arguments() -> None:
+    numbers = random.Random(None if EXAMPLES != 500 else 0)
+    for _ in range(EXAMPLES):
+        fuzz_boundary.try_one(numbers.randbytes(fuzz_boundary.MOST_CHOICES))
+
+
+def test_what_random_arguments_must_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A twin that lets pass what the function refuses, and a function that writes to its arguments."""
+    monkeypatch.setattr(reference, "log_variance_penalty", lambda logvar, reduction: logvar.sum())
+    with pytest.raises(AssertionError, match="and its twin"):
+        test_random_arguments()
+    for module in (fastib, reference):
+        monkeypatch.setattr(module, "log_variance_penalty", _writing)
+    with pytest.raises(AssertionError, match="changed logvar"):
+        test_random_arguments()
+
+
+def _writing(logvar: Any, *, reduction: str) -> Tensor:
+    if not isinstance(logvar, Tensor) or logvar.is_sparse:
+        raise TypeError
+    with torch.no_grad():
+        return logvar.copy_(torch.ones(())).sum() if logvar.is_contiguous() else logvar.sum()
