@@ -135,11 +135,12 @@ def card(path: Path, brief: bool = False) -> str:
     if brief:
         rows = in_brief(rows)
     rates = header["rates"]["cuda"]
+    failed = f"; in this run failed: {', '.join(header['failed'])}" if header["failed"] else ""
     return (
         f"Forward and backward, or forward alone where it says so, in ms of a replay of a CUDA graph that finds nothing in "
         f"the cache, and in brackets as a multiple of cuda's; then MiB that a call takes beyond its inputs: "
         f"{header['card']}, driver {header['driver']}, CUDA {header['cuda']}, PyTorch {header['torch']}, Triton "
-        f"{header['triton']}, commit {_commit(header)}, {header['date']}. The floor is the least time that the bytes or "
+        f"{header['triton']}, commit {_commit(header)}, {header['date']}{failed}. The floor is the least time that the bytes or "
         f"the exponentials take at the rates of the same run: {number(rates['bytes_per_second'] / 1e12)} TB/s of a copy "
         f"and {number(rates['exponentials_per_second'] / 1e12)} * 10^12 exponentials per second.\n\n{card_table(rows)}"
     )

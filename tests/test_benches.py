@@ -444,6 +444,9 @@ def test_rows_of_a_gpu_are_written_and_not_taken_for_a_cpu(tmp_path: Path, monke
     assert report.newest(tmp_path) == [] and report.newest(tmp_path, of_cards=True) == [path]
     section = report.card(path)
     assert "A Card 80GB" in section and "3.00 TB/s" in section and "commit 012345678, " in section
+    assert ", 2026-01-02; in this run failed: tests. The floor" in section
+    path.write_text(path.read_text().replace('"failed": ["tests"]', '"failed": []'))
+    assert ", 2026-01-02. The floor" in report.card(path)
     columns, _, *table = section[section.index("| operator") :].splitlines()
     assert [c.strip() for c in columns.split("|")[4:7]] == ["cuda", "triton", "eager"] and len(table) == len(cases)
     cells = [c.strip() for c in table[0].split("|")]
