@@ -1,4 +1,4 @@
-"""The time that a case cannot go below, counted and then measured on the same machine in the same run.
+"""What the counted work of a case takes at rates that are measured on the same machine in the same run.
 
 It is the longest of three. Each is the fastest of its rounds, because noise can only raise it:
 

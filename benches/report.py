@@ -91,8 +91,9 @@ def cpu(path: Path, brief: bool = False) -> str:
         rows = [row for row in in_brief(rows) if row["contender"] in BRIEF_CONTENDERS]
     return (
         f"Forward and backward, or forward alone where it says so, in ms (median of interleaved rounds), and in brackets "
-        f"as a multiple of fastib: {_origin(header)}. The floor is the least time that the bytes, the call "
-        f"or the arithmetic of the operator take (benches/floors.py).\n\n{table(rows)}"
+        f"as a multiple of fastib: {_origin(header)}. The floor is what the counted bytes, the call, or the counted "
+        f"instructions of AVX2 and exponentials take at rates measured in the same run: AVX-512 may go below it "
+        f"(benches/floors.py).\n\n{table(rows)}"
     )
 
 
@@ -140,8 +141,8 @@ def card(path: Path, brief: bool = False) -> str:
         f"Forward and backward, or forward alone where it says so, in ms of a replay of a CUDA graph that finds nothing in "
         f"the cache, and in brackets as a multiple of cuda's; then MiB that a call takes beyond its inputs: "
         f"{header['card']}, driver {header['driver']}, CUDA {header['cuda']}, PyTorch {header['torch']}, Triton "
-        f"{header['triton']}, commit {_commit(header)}, {header['date']}{failed}. The floor is the least time that the bytes or "
-        f"the exponentials take at the rates of the same run: {number(rates['bytes_per_second'] / 1e12)} TB/s of a copy "
+        f"{header['triton']}, commit {_commit(header)}, {header['date']}{failed}. The floor is what the counted bytes or "
+        f"exponentials take at rates measured in the same run: {number(rates['bytes_per_second'] / 1e12)} TB/s of a copy "
         f"and {number(rates['exponentials_per_second'] / 1e12)} * 10^12 exponentials per second.\n\n{card_table(rows)}"
     )
 
