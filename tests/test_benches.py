@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent.parent))  # benches is not installed: it runs from the checkout
-
 import fastib
 from benches import calls, estimators, floors, gpu, harness, large_batches, on_device, report, run, suites, tables
 from fastib import _fallback

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent.parent))  # benches is not installed: it runs from the checkout
 
 from benches import experiments, gallery, training_step
 from benches.estimators import column_weights
