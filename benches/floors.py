@@ -67,20 +67,20 @@ def arithmetic(case: Case) -> float:
     return seconds + case.exponentials / exponential_rate() if case.exponentials else seconds
 
 
-def issue_rate(size: int = 1024, rounds: int = 20) -> float:
+def issue_rate() -> float:
     """Vector instructions per second, times lanes, of all threads: the multiply-adds of a matrix product."""
+    size, seconds = 1024, []
     a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
-    seconds = []
-    for _ in range(rounds):
+    for _ in range(20):
         start = time.perf_counter()
         torch.mm(a, b, out=out)
         seconds.append(time.perf_counter() - start)
     return size**3 / min(seconds)
 
 
-def exponential_rate(count: int = 4096, repeats: int = 1000, rounds: int = 20) -> float:
+def exponential_rate(repeats: int = 1000, rounds: int = 20) -> float:
     """Exponentials per second of a plain loop on all threads."""
-    threads = torch.get_num_threads()
+    threads, count = torch.get_num_threads(), 4096
     numbers = [-10 * torch.rand(count) for _ in range(threads)]
     seconds = []
     with ThreadPoolExecutor(threads) as pool:

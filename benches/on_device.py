@@ -283,11 +283,11 @@ def _peak(call: Contender) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _copy_rate(numbers: int = 2**28, rounds: int = 10) -> float:
+def _copy_rate() -> float:
     """Bytes per second of a copy in the device's memory, read and written, of the fastest round."""
-    source = torch.randn(numbers)
+    source = torch.randn(2**28)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / min(_turn_between_events(lambda: (target.copy_(source),), 1) for _ in range(rounds))
+    return 2 * source.nbytes / min(_turn_between_events(lambda: (target.copy_(source),), 1) for _ in range(10))
 
 
 def gpu() -> Device:

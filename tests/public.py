@@ -15,7 +15,6 @@ N = 1000  # of the data set
 RNG = torch.tensor([3, 4])
 
 Outputs = tuple[Tensor, ...]
-Public = Callable[[Tensor, Tensor], Outputs]
 
 
 def tensors(out: object) -> Outputs:
