@@ -14,7 +14,6 @@ All but `operators` contain torch.autograd.grad. For `reparameterize_with_kl` al
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,8 +186,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
     arguments = parser.parse_args(argv)
     rows = measure(arguments.seconds)
     print(f"{table(rows)}\nreparameterize_with_kl in other ways: {alternatives(rows)}")
-    lines = ",\n".join(map(json.dumps, rows))
-    (results / NAME).write_text(f'{{"header": {json.dumps(provenance.header())},\n"rows": [\n{lines}\n]}}\n')
+    provenance.write(results / NAME, rows)
     return 0
 
 

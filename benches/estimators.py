@@ -9,7 +9,6 @@ weights meant for the diagonal lie in the first column and those for one other c
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -166,10 +165,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
         parser.error(f"argument --trials: must be at least 2, got {arguments.trials}")
     rows = list(measure(arguments.trials))
     print(table(rows))
-    results.mkdir(exist_ok=True)
-    header = {**provenance.header(), "dataset_size": N}
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    (results / NAME).write_text(f'{{"header": {json.dumps(header)},\n"rows": [\n{lines}\n]}}\n')
+    provenance.write(results / NAME, rows, dataset_size=N)
     picture(results / "estimators.png", rows)
     return 0
 

@@ -10,7 +10,6 @@ elbo_decomposition.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -218,9 +217,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
         parser.error(f"argument --largest: must be at least {SIZES[0]}, got {arguments.largest}")
     rows = list(run(arguments.largest))
     print(table(rows))
-    results.mkdir(exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    (results / NAME).write_text(f'{{"header": {json.dumps(provenance.header())},\n"rows": [\n{lines}\n]}}\n')
+    provenance.write(results / NAME, rows)
     picture(results / PICTURE, rows)
     return 0
 

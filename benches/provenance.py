@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,13 @@ def header() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": _git("status", "--porcelain", "--untracked-files=no") not in ("", "unknown"),
     }
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]], **beside: Any) -> None:
+    """JSON: the header, with what is beside it, and a line for each row."""
+    path.parent.mkdir(exist_ok=True)
+    lines = ",\n".join(map(json.dumps, rows))
+    path.write_text(f'{{"header": {json.dumps(header() | beside)},\n"rows": [\n{lines}\n]}}\n')
 
 
 def _cpu() -> str:

@@ -8,7 +8,6 @@ first step of a new process takes beyond model and images.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -106,8 +105,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
         return 0
     rows = measure(arguments.seconds)
     print(table(rows))
-    lines = ",\n".join(map(json.dumps, rows))
-    (results / NAME).write_text(f'{{"header": {json.dumps(provenance.header())},\n"rows": [\n{lines}\n]}}\n')
+    provenance.write(results / NAME, rows)
     return 0
 
 
