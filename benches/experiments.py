@@ -157,7 +157,10 @@ def command(values: Values) -> str:
 def make(values: Values, folder: Path) -> None:
     """Trains and evaluates, in this process."""
     configs.MODELS["column-tcvae"] = ColumnTCVAE
-    train.run(Config.of(values), folder)
+    config = Config.of(values)
+    steps = train.run(config, folder).steps
+    if steps < config.steps:  # a signal ends a training, and raises nothing
+        raise SystemExit(f"the training was stopped after {steps} of {config.steps} steps")
     evaluate.run(folder / checkpoints.NAME)
 
 

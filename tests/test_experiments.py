@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from benches.estimators import column_weights
 from benches.experiments import ColumnTCVAE, Experiment, Values
 from fastib import configs
 from fastib.configs import Config
-from fastib.models import BetaTCVAE
+from fastib.models import VIB, BetaTCVAE
 
 TINY = {"model": "vib", "dataset": "digits", "hidden": 8, "latent_dim": 2, "steps": 3, "log_every": 1}
 
@@ -68,6 +69,14 @@ def test_lines_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done["command"].startswith("python -m fastib train vib --dataset=digits --hidden=8")
     assert "data must be the folder of the files of mnist" in failed["failure"] and "results" not in failed
     assert again["config"] == failed["config"]  # what failed is tried again; what is done is not
+
+
+def test_a_training_that_was_stopped_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends it early and well, with a checkpoint that could be evaluated."""
+    monkeypatch.setattr(VIB, "step", lambda model: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit, match="the training was stopped after 1 of 3 steps"):
+        experiments.make(TINY, tmp_path)
+    assert not (tmp_path / "evaluation.json").exists()
 
 
 def test_the_first_run_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
