@@ -100,7 +100,12 @@ class Config:
                 raise ValueError(f"{key} must be a key of {values['model']}, one of " + ", ".join(known))
         given = {key: _of_type(key, value, known[key]) for key, value in values.items()}
         options = {key: given.pop(key, default) for key, default in defaults_of(given["model"]).items()}
-        return cls(**given, options=options)
+        config = cls(**given, options=options)
+        if config.random_labels > 0 and "labels" not in MODELS[config.model].beside:
+            raise ValueError(
+                f"random_labels must be 0 for {config.model}, which sees no labels, got {config.random_labels}"
+            )
+        return config
 
     def __post_init__(self) -> None:
         check_choice("dataset", self.dataset, tuple(DATASETS))

@@ -120,7 +120,7 @@ def _traversals_of_an_entity(model: MultiEntityVAE, images: Tensor) -> list[tupl
         codes = found.codes[fullest].repeat(COLUMNS, 1, 1)
         codes[:, entity, dimension] = torch.linspace(-3, 3, COLUMNS)
         there = found.there[fullest].expand(COLUMNS, -1)
-        images_of_row = model.compose(Entities(there, codes, model.decode(codes)))
+        images_of_row = model.compose(Entities(there, codes, torch.zeros_like(codes), model.decode(codes)))
         rows.append((f"{kl[dimension]:.2f} nats", images_of_row))
     return rows
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -37,6 +37,7 @@ from fastib.configs import Config, read
 from fastib.datasets import FactoredImages
 from fastib.logs import Log
 from fastib.models import BetaTCVAE
+from fastib.schedules import Schedule
 
 CONFIG = "config.toml"
 ENDS = "SIGINT", "SIGTERM", "SIGHUP"  # Ctrl-C, the system, a terminal that was closed; not all systems have all
@@ -156,6 +157,7 @@ class Training:
         self.model.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+            _follow(self.average.module, self.model)
         self.step += 1
         return terms, images
 
@@ -185,6 +187,17 @@ class Training:
         if self.average is not None and checkpoint.average is not None:
             self.average.module.load_state_dict(checkpoint.average)
             self.average.n_averaged.fill_(checkpoint.step)
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module) -> None:
+    """What has no average: numbers that are whole, and where schedules are."""
+    for of_average, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        if not buffer.is_floating_point():
+            of_average.copy_(buffer)
+    for averaged, module in zip(average.modules(), model.modules(), strict=True):
+        if isinstance(averaged, Schedule) and isinstance(module, Schedule):
+            averaged.set_extra_state(module.get_extra_state())
 
 
 class Trained(NamedTuple):

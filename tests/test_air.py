@@ -213,9 +213,34 @@ def test_all_of_it_is_trained(presence: str) -> None:
     assert [group.get("factor", 1.0) for group in groups] == ([1.0] if presence == "concrete" else [1.0, 10.0])
 
 
+@pytest.mark.parametrize("prior", [0.999, 1e-3, 1 - 1e-9, 1e-40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_kl_of_a_decision_is_finite_for_every_prior(prior: float, dtype: torch.dtype) -> None:
+    model = _model(prior_start=prior).to(dtype)
+    logit = torch.tensor([-30.0, -5.0, 0.0, 5.0, 30.0], dtype=dtype)
+    bernoulli = torch.distributions.Bernoulli
+    exact = torch.distributions.kl_divergence(
+        bernoulli(logits=logit.double()), bernoulli(logits=model.prior_logit.value.double())
+    )
+    found = model._kl_of_decision(logit)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-5)
+    assert model(IMAGES.to(dtype)).loss.isfinite()
+
+
+def test_it_compiles_whole() -> None:
+    model = _model(most=1)
+    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(IMAGES).loss
+    assert loss.isfinite() and loss.requires_grad
+
+
 def test_presences_are_relaxed_in_training_alone() -> None:
     model = _model(temperature=0.7)
-    assert 0 < model(IMAGES).objects % (1 / 5) < 1 / 5
+    presences = torch.stack([step.presence for step in model.infer(IMAGES, model._relaxed)])
+    assert ((presences > 0) & (presences < 1)).all()
+    torch.manual_seed(2)
+    relaxed = model.terms(IMAGES, model._relaxed).objects
+    torch.manual_seed(2)
+    assert model(IMAGES).objects == relaxed
     found = {round(model.eval()(IMAGES).objects.item() * 5, 4) for _ in range(10)}
     assert found <= set(map(float, range(11))) and len(found) > 1
 

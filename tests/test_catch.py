@@ -93,3 +93,11 @@ def test_all_of_it_is_trained() -> None:
 def test_bad_arguments(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Catch(SHAPE, 3, **{"examples": EXAMPLES, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_every_dtype(dtype: torch.dtype) -> None:
+    model = _model().to(dtype)
+    images = torch.rand(4, *SHAPE, dtype=dtype)
+    terms = model(images, torch.tensor([0, 1, 2, 0]), torch.arange(4))
+    assert terms.loss.isfinite() and model.encode(images)[0].dtype == dtype

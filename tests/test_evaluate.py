@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from matplotlib.image import imread
 from torch import Tensor
 
-from fastib import checkpoints, cli, evaluate, functional, plots, train
+from fastib import checkpoints, cli, evaluate, functional, metrics, plots, train
 from fastib.configs import Config
 from fastib.datasets import FactoredImages, LabelledImages, Occluded, Sprites, digits
 from fastib.evaluate import classifiers
@@ -168,7 +168,26 @@ def test_of_weights(posterior: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {"error", "information", "error_on_training", "cross_entropy_on_training"} <= set(results)
     assert ("pac_bayes_bound" in results) == (posterior == "gaussian")  # the other has no prior that is a distribution
     if posterior == "gaussian":
-        assert results["error_on_training"] < results["pac_bayes_bound"] <= 1
+        error, information = results["error_on_training"], results["information"] * 200
+        # Each image has draws of its own, and the prior's width is one of eight.
+        bound = metrics.pac_bayes_bound(error, information, 200, 0.05 / 8, draws=100 * 200)
+        assert results["pac_bayes_bound"] == bound and error < bound <= 1
+
+
+def test_a_bound_of_draws_that_images_share(tmp_path: Path) -> None:
+    options = {"network": "conv", "hidden": 8, "steps": 2, "batch": 20, "examples": 60, "posterior": "gaussian"}
+    train.run(Config.of({"model": "information-in-weights", "dataset": "digits", **options}), tmp_path)
+    assert cli.main(["evaluate", str(tmp_path / checkpoints.NAME), "--images=100"]) == 0
+    results = evaluate.evaluation(tmp_path)
+    error, information = results["error_on_training"], results["information"] * 60
+    assert results["pac_bayes_bound"] == metrics.pac_bayes_bound(error, information, 60, 0.05 / 8, draws=100)
+
+
+def test_no_bound_of_fewer_examples_than_it_is_proven_for(tmp_path: Path) -> None:
+    options = {"hidden": 8, "steps": 2, "batch": 5, "examples": 7, "posterior": "gaussian"}
+    train.run(Config.of({"model": "information-in-weights", "dataset": "digits", **options}), tmp_path)
+    assert cli.main(["evaluate", str(tmp_path / checkpoints.NAME), "--images=100"]) == 0
+    assert "pac_bayes_bound" not in evaluate.evaluation(tmp_path)
 
 
 class _Index(Catch):

@@ -34,7 +34,9 @@ class _Known(SceneModel):
         indices = torch.arange(len(scenes))
         self.scenes, self.all = scenes, scenes.images(indices)
         objects = scenes.factors(indices)[:, 1:].unflatten(1, (3, 3))
-        self.found = Entities(objects[..., 0] > 0, objects.double(), torch.zeros(len(scenes), 3, *scenes.image_shape))
+        images = torch.zeros(len(scenes), 3, *scenes.image_shape)
+        codes = objects.double()
+        self.found = Entities(objects[..., 0] > 0, codes, torch.full_like(codes, -6.0), images)
         for scene, k in self.found.there.nonzero().tolist():
             row, column = (objects[scene, k, 1:] - 1).tolist()
             own = scenes._resized[scenes._which[scene, k], 0]
@@ -42,7 +44,7 @@ class _Known(SceneModel):
 
     def entities(self, images: Tensor) -> Entities:
         same = (images.flatten(1).unsqueeze(1) == self.all.flatten(1)).all(2).int().argmax(1)
-        return Entities(*(t[same] for t in self.found[:3]))
+        return Entities(*(t[same] for t in self.found[:4]))
 
     def compose(self, entities: Entities) -> Tensor:
         return (entities.images * entities.there[..., None, None, None]).amax(1)
@@ -78,10 +80,26 @@ def test_the_order_of_the_entities_means_nothing() -> None:
     scenes = _scenes()
     model, other = _Known(scenes), _Known(scenes)
     orders = torch.rand(600, 3).argsort(1)
-    other.found = Entities(*(t[torch.arange(600).unsqueeze(1), orders] for t in model.found[:3]))
+    other.found = Entities(*(t[torch.arange(600).unsqueeze(1), orders] for t in model.found[:4]))
     results, permuted = (evaluate.of_scenes(m, scenes) for m in (model, other))
     for name in ("squared_error", "count_accuracy", "matched_objects", "mutual_information_gap"):
         assert permuted[name] == pytest.approx(results[name], rel=1e-9)
+
+
+def test_a_dimension_whose_noise_hides_what_it_says_is_not_informative() -> None:
+    """Its mean follows a factor, but a sample of it doesn't: then a second dimension that does leaves a gap."""
+    scenes = _scenes()
+    model = _Known(scenes)
+    codes, logvars = model.found.codes, model.found.logvars
+    doubled = torch.cat([codes, codes / 1000], dim=2), torch.cat([logvars, torch.zeros_like(logvars)], dim=2)
+    model.found = model.found._replace(codes=doubled[0], logvars=doubled[1])
+    assert evaluate.of_scenes(model, scenes)["mutual_information_gap"] > 0.85
+
+
+def test_nothing_is_said_of_factors_that_do_not_vary() -> None:
+    one = Scenes(LabelledImages(torch.ones(1, 8, 8), torch.zeros(1).long()), scenes=300, side=8, size=8, most=1, seed=1)
+    results = evaluate.of_scenes(AIR((1, 8, 8), hidden=8, window=4, most=1, latent_dim=2), one)
+    assert "count_accuracy" in results and "mutual_information_gap" not in results
 
 
 @pytest.mark.parametrize(("pixels", "least", "most"), [(1, 0.9, 1.0), (3, 0.0, 0.2)])  # some are across the edge then
@@ -104,7 +122,7 @@ def test_what_is_black_is_not_matched() -> None:
 def test_one_entity_of_two_at_an_object_is_matched() -> None:
     scenes = _scenes()
     model = _Known(scenes)
-    model.found = Entities(*(t.repeat_interleave(2, 1) for t in model.found[:3]))
+    model.found = Entities(*(t.repeat_interleave(2, 1) for t in model.found[:4]))
     results = evaluate.of_scenes(model, scenes)
     counts = scenes.factors(range(600))[:, 0].double()
     assert results["matched_objects"] == 1 and results["count_error"] == pytest.approx(counts.mean().item())
@@ -115,7 +133,7 @@ def test_matches_are_the_best_of_all() -> None:
     centres, objects = 8 * torch.rand(40, 4, 2), torch.randint(1, 6, (40, 3, 3))
     objects[:20, 2] = 0
     there = torch.rand(40, 4) < 0.8
-    found = of_scenes._Found(there, torch.zeros(40, 4, 1), centres, torch.zeros(40))
+    found = of_scenes._Found(there, *torch.zeros(2, 40, 4, 1), centres, torch.zeros(40))
     scenes, entities, which = of_scenes._matched(found, objects, size=5)
     for scene in range(40):
         pairs = [(e, o) for s, e, o in zip(*(t.tolist() for t in (scenes, entities, which)), strict=True) if s == scene]

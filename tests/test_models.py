@@ -11,7 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastib
-from fastib.models import MLPVAE, VIB, AllCNN, AnnealedVAE, BetaTCVAE, BetaVAE, ConvVAE
+from fastib.models import (
+    AIR,
+    MLPVAE,
+    VIB,
+    AllCNN,
+    AnnealedVAE,
+    BetaTCVAE,
+    BetaVAE,
+    Catch,
+    ConvVAE,
+    MultiEntityVAE,
+)
 
 SHAPE = (1, 16, 16)
 VAES = {
@@ -197,6 +208,10 @@ def test_baselines_have_the_same_shape_and_no_information() -> None:
         (lambda: AllCNN(SHAPE, 3, noise="gaussian"), "noise must be one of 'information', 'dropout', 'none'"),
         (lambda: AllCNN(SHAPE, 3, activation="tanh"), "activation must be one of 'relu', 'softplus', got 'tanh'"),
         (lambda: AllCNN(SHAPE, 3, width=0), "width must be at least 1, got 0"),
+        (lambda: VIB((1, 16), 3), r"image_shape must be channels, height and width, got \(1, 16\)"),
+        (lambda: AIR((1, -4, -4)), "image_shape must be at least 1, got -4"),
+        (lambda: Catch((1, 0, 4), 3, 10), "image_shape must be at least 1, got 0"),
+        (lambda: MultiEntityVAE((1, 8)), "image_shape must be channels, height and width"),
     ],
 )
 def test_bad_arguments(make: Any, message: str) -> None:

@@ -148,7 +148,7 @@ def test_entities_are_without_noise_and_above_the_threshold() -> None:
 
 def test_only_what_is_there_is_composed() -> None:
     model = _model()
-    found = Entities(torch.tensor([[True, False]]), torch.zeros(1, 2, 5), torch.rand(1, 2, *SHAPE))
+    found = Entities(torch.tensor([[True, False]]), *torch.zeros(2, 1, 2, 5), torch.rand(1, 2, *SHAPE))
     torch.testing.assert_close(model.compose(found), found.images[:, 0])
     both = found._replace(there=torch.tensor([[True, True]]))
     torch.testing.assert_close(model.compose(both), 1 - (1 - found.images[:, 0]) * (1 - found.images[:, 1]))

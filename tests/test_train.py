@@ -113,6 +113,24 @@ def test_it_learns_what_the_formula_says(tmp_path: Path, capsys: pytest.CaptureF
     assert sum(row[f"kl_{i}"] for i in range(1, 11)) > 0
 
 
+@pytest.mark.parametrize("model", ["catch", "air"])
+def test_the_average_follows_what_has_none(model: str, tmp_path: Path) -> None:
+    """The order of the catch, whole numbers, and the step that the prior of AIR is at."""
+    more = {"examples": 200} if model == "catch" else {"prior_steps": 3}
+    train.run(_config(model, average=0.9, **more), tmp_path)
+    kept = checkpoints.load(tmp_path / checkpoints.NAME)
+    assert kept.average is not None
+    if model == "catch":
+        assert torch.equal(kept.average["order"], kept.model["order"])
+    else:
+        assert kept.average["prior_logit._extra_state"] == {"steps": 6}
+
+
+def test_an_air_that_diverges_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        train.run(_config("air", learning_rate=1e6, presence="concrete", steps=30), tmp_path)
+
+
 def test_learning_rate_and_average(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = _config("vib")
     assert [config.learning_rate_at(step) for step in range(5)] == [5e-4, 5e-4, 2.5e-4, 2.5e-4, 1.25e-4]

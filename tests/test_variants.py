@@ -92,6 +92,7 @@ def test_the_images_of_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"model": "beta-vae", "random_labels": 0.5}, "random_labels must be 0 for beta-vae, which sees no labels"),
         ({"random_labels": 1.5}, r"random_labels must be in \[0, 1\], got 1.5"),
         ({"examples": -1}, "examples must be at least 0, got -1"),
     ],

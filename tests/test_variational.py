@@ -158,6 +158,21 @@ def test_local_reparameterisation_is_the_draw_of_weights() -> None:
         assert abs(torch.corrcoef(outputs.T)[0, 1]) < 5 / math.sqrt(n)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_small_noise_stays_small_in_low_precision(dtype: torch.dtype) -> None:
+    """Variances below the least number of float16, in a model of that dtype and under autocast."""
+    layer = VariationalLinear(4, 3, posterior="gaussian")
+    with torch.no_grad():
+        layer.posterior.mean.zero_()
+        layer.posterior.logvar.fill_(-14.0)
+    x, expected = torch.ones(4000, 4), math.sqrt(5 * math.exp(-14.0))
+    with torch.autocast("cpu", dtype):
+        found = [layer(x)[0]]
+    found.append(layer.to(dtype)(x.to(dtype))[0])
+    for outputs in found:
+        assert outputs.dtype == dtype and outputs.float().std().item() == pytest.approx(expected, rel=0.05)
+
+
 def test_gradients_of_local_reparameterisation() -> None:
     layer = VariationalLinear(4, 2, posterior="gaussian").double()
     _random(layer)

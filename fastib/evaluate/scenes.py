@@ -20,11 +20,12 @@ _TERMS = {"distortion": "reconstruction", "rate": "kl"}  # of the loss, where it
 
 
 class _Found(NamedTuple):
-    """Of n images and up to K entities each: `there` [n, K], `codes` [n, K, D], `centres` [n, K, 2], the row and column
-    of their centres of mass, and `squared_errors` [n], of the images that they compose."""
+    """Of n images and up to K entities each: `there` [n, K], `codes` and `logvars` [n, K, D], `centres` [n, K, 2], the
+    row and column of their centres of mass, and `squared_errors` [n], of the images that they compose."""
 
     there: Tensor
     codes: Tensor
+    logvars: Tensor
     centres: Tensor
     squared_errors: Tensor
 
@@ -52,7 +53,8 @@ def of_scenes(model: SceneModel, test: Scenes, images: int | None = None, seed: 
             "matched_objects": len(which) / max(int(factors[:, 0].sum()), 1),
         }
         names = [name.removesuffix("_1") for name in test.factor_names[1 : 1 + objects.shape[2]]]
-        return results | _disentanglement(found.codes[scenes, entities], objects[scenes, which], names, seed)
+        codes, logvars = found.codes[scenes, entities], found.logvars[scenes, entities]
+        return results | _disentanglement(codes, logvars, objects[scenes, which], names, seed)
 
 
 def _terms(model: SceneModel, test: Scenes, indices: Tensor) -> Results:
@@ -72,7 +74,8 @@ def _found(model: SceneModel, test: Scenes, indices: Tensor) -> _Found:
         images = test.images(some)
         entities = model.entities(images)
         squared_errors = (model.compose(entities) - images).square().flatten(1).sum(1)
-        batches.append((entities.there, entities.codes, _centres(entities.images), squared_errors))
+        codes = entities.codes, entities.logvars
+        batches.append((entities.there, *codes, _centres(entities.images), squared_errors))
     return _Found(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
@@ -104,11 +107,12 @@ def _matched(found: _Found, objects: Tensor, size: int) -> tuple[Tensor, Tensor,
     return scenes, entities, which
 
 
-def _disentanglement(codes: Tensor, factors: Tensor, names: Sequence[str], seed: int) -> Results:
-    if len(codes) < FEWEST or codes.shape[1] == 1:
+def _disentanglement(codes: Tensor, logvars: Tensor, factors: Tensor, names: Sequence[str], seed: int) -> Results:
+    varying = (factors != factors[:1]).any(0).sum() if len(factors) else 0
+    if len(codes) < FEWEST or codes.shape[1] == 1 or varying == 0:
         return {}
     some = torch.randperm(len(codes))[:SAMPLES]
-    gap = metrics.mutual_information_gap(codes, factors, seed=seed)
+    gap = metrics.mutual_information_gap(codes, factors, logvar=logvars, seed=seed)
     dci = metrics.dci(codes[some], factors[some], seed=seed)
     return {
         "mutual_information_gap": gap.score,

@@ -11,7 +11,9 @@ from fastib import metrics
 from fastib.datasets import FactoredImages
 from fastib.evaluate.classifiers import of_classifier
 from fastib.evaluate.common import BATCH, Results, chosen, seeded
+from fastib.metrics.pac_bayes import FEWEST_EXAMPLES
 from fastib.models import VariationalClassifier
+from fastib.models.variational import PRIORS_TRIED
 
 DRAWS = 100  # of the weights
 
@@ -28,7 +30,8 @@ def of_weights(
     it was trained on, with the labels that they had there, and the error on the images to test with.
 
     The PAC-Bayes bound is of the Gaussian posterior alone: the log-uniform prior of the other one is no distribution, and
-    its information is a KL only up to a constant. It bounds the error of drawn weights on images that are labelled as
+    its information is a KL only up to a constant. It holds with probability 0.95 for all the priors of which one was
+    chosen (a union bound over them). It bounds the error of drawn weights on images that are labelled as
     those of the training are: with labels at random, so are those that it speaks of.
     """
     results = of_classifier(model, train, test, images, seed)
@@ -36,11 +39,12 @@ def of_weights(
         error, cross_entropy = _of_draws(model, train, torch.arange(len(train)))
         results |= {"error_on_training": error, "cross_entropy_on_training": cross_entropy}
         results["error_of_drawn_weights"], _ = _of_draws(model, test, chosen(test, images))
-    if model.posterior == "gaussian":
+    if model.posterior == "gaussian" and len(train) >= FEWEST_EXAMPLES:
         # Errors of draws of their own are independent, image by image; others are so only from one mean to the next.
         draws = DRAWS * len(train) if model.draws_per_image else DRAWS
         information = results["information"] * len(train)
-        results["pac_bayes_bound"] = metrics.pac_bayes_bound(error, information, len(train), draws=draws)
+        delta = 0.05 / PRIORS_TRIED
+        results["pac_bayes_bound"] = metrics.pac_bayes_bound(error, information, len(train), delta, draws=draws)
     return results
 
 

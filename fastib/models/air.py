@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, RelaxedBernoulli, kl_divergence
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 import fastib
-from fastib._arguments import check_choice, check_integer, check_number
+from fastib._arguments import accumulate_dtype, check_choice, check_integer, check_number
+from fastib.models.model import pixels_of
 from fastib.models.scene import Entities, SceneModel
 from fastib.schedules import Linear
 
@@ -36,8 +37,8 @@ class Step(NamedTuple):
 
     `logit` is of one more object, where there have been all before it; `presence` says whether there is, in [0, 1], and
     `before`, whether there was one in the step before. `drawn` [B, 1, side, side] is what the object adds to the image;
-    `kl` [B] is that of its `where` [B, 3] and `what` [B, latent_dim], and `kl_presence` [B] that of the decision, which
-    was made from the `state`.
+    `kl` [B] is that of its `where` [B, 3] and `what` [B, latent_dim], whose logarithms of variances are `logvar`
+    [B, 3 + latent_dim], and `kl_presence` [B] that of the decision, which was made from the `state`.
     """
 
     logit: Tensor
@@ -45,6 +46,7 @@ class Step(NamedTuple):
     before: Tensor
     where: Tensor
     what: Tensor
+    logvar: Tensor
     drawn: Tensor
     kl: Tensor
     kl_presence: Tensor
@@ -149,6 +151,7 @@ class AIR(SceneModel):
         check_number("baseline_factor", baseline_factor, minimum=0.0)
         for name, number in (("scale_floor", scale_floor), ("prior_start", prior_start), ("prior_end", prior_end)):
             _check_fraction(name, number)
+        pixels_of(image_shape)
         if image_shape[0] != 1 or image_shape[1] != image_shape[2]:
             raise ValueError(f"image_shape must be (1, side, side), got {tuple(image_shape)}")
         self.presence, self.most, self.latent_dim, self.window = presence, most, latent_dim, window
@@ -205,9 +208,12 @@ class AIR(SceneModel):
             kl_presence = before * self._kl_of_decision(logit)
             presence = decision(logit, before)
             where, kl_where = _draw(of_where, noise)
-            what, kl_what = _draw(self.encoder(self.read(left, where)), noise)
+            of_what = self.encoder(self.read(left, where))
+            what, kl_what = _draw(of_what, noise)
+            logvar = torch.cat([of_where.chunk(2, dim=1)[1], of_what.chunk(2, dim=1)[1]], dim=1)
             drawn = presence.view(-1, 1, 1, 1) * self.write(self.decode(what), where)
-            steps.append(Step(logit, presence, before, where, what, drawn, kl_where + kl_what, kl_presence, state[0]))
+            kl = kl_where + kl_what
+            steps.append(Step(logit, presence, before, where, what, logvar, drawn, kl, kl_presence, state[0]))
             left = left - drawn
         return steps
 
@@ -217,6 +223,7 @@ class AIR(SceneModel):
         return Entities(
             torch.stack([s.presence > 0 for s in steps], dim=1),
             codes,
+            torch.stack([s.logvar for s in steps], dim=1),
             torch.stack([s.drawn for s in steps], dim=1),
             torch.stack([self._box(s.where) for s in steps], dim=1),
         )
@@ -251,11 +258,14 @@ class AIR(SceneModel):
 
     def _relaxed(self, logit: Tensor, before: Tensor) -> Tensor:
         temperature = logit.new_tensor(self.temperature)
-        return before * RelaxedBernoulli(temperature, logits=logit).rsample()
+        relaxed = LogitRelaxedBernoulli(temperature, logits=logit, validate_args=False).rsample()
+        return before * torch.sigmoid(relaxed)
 
     def _kl_of_decision(self, logit: Tensor) -> Tensor:
+        # Of the logits: probabilities are rounded to 0 and 1, where a KL is infinite.
+        logit = logit.to(accumulate_dtype(logit.dtype))
         prior = self.prior_logit.value.to(logit)
-        return kl_divergence(Bernoulli(logits=logit), Bernoulli(logits=prior))
+        return torch.sigmoid(logit) * (logit - prior) + F.softplus(prior) - F.softplus(logit)
 
     def _of_decisions(self, steps: list[Step], reconstruction: Tensor, costs: list[Tensor]) -> Tensor:
         """0, whose gradient is that of the expectation by the decisions, and of the baseline's error: [B]."""

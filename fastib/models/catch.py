@@ -11,6 +11,7 @@ from torch import Tensor
 import fastib
 from fastib._arguments import check_integer, check_number
 from fastib.models.classifier import Classifier
+from fastib.models.model import pixels_of
 from fastib.models.variational import variational_mlp
 from fastib.schedules import Linear
 
@@ -92,7 +93,7 @@ class Catch(Classifier):
         self.examples = examples
         self.beta = beta if warm_up == 0 else Linear(0.0, beta, warm_up)
         self.latent_dim = (examples - 1).bit_length()
-        pixels = image_shape[0] * image_shape[1] * image_shape[2]
+        pixels = pixels_of(image_shape)
         self.encoder = variational_mlp([pixels, hidden, hidden, self.latent_dim], posterior, noise)
         self.decoder = variational_mlp([self.latent_dim, hidden, classes], posterior, noise)
         # Data sets have their images in some order, and scikit-learn's digits in one that the label is read from.
@@ -130,7 +131,7 @@ class Catch(Classifier):
 def _corners(logits: Tensor) -> Tensor:
     """1 where the logit is positive, else -1; the gradient is that of a tanh."""
     smooth = torch.tanh(logits)
-    corners = torch.where(logits > 0, 1.0, -1.0)
+    corners = torch.where(logits > 0, 1.0, -1.0).to(logits)
     return corners + smooth - smooth.detach()
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastib._arguments import check_choice, check_integer, check_number
 from fastib.models.classifier import Classifier, ClassifierTerms
+from fastib.models.model import pixels_of
 from fastib.models.variational import VariationalConv2d, VariationalLinear, VariationalNetwork, variational_mlp
 from fastib.schedules import Linear
 
@@ -16,7 +17,8 @@ class VariationalClassifier(Classifier):
         loss = cross_entropy(logits(images, noisy weights), labels) + beta / N * information(weights)
 
     which is 1 / N of the cross-entropy summed over the training set, plus beta I(w; D). With labels drawn at random a
-    nat in the weights saves at most one of cross-entropy: above beta = 1 it isn't worth its price, and nothing is fitted.
+    nat in Gaussian weights saves at most one of cross-entropy: above beta = 1 it isn't worth its price, and nothing is
+    fitted. The information of log-normal ones leaves out what means and signs know, so that a counted nat may save more.
 
     Args:
         image_shape: channels, height and width of the images.
@@ -70,7 +72,7 @@ class VariationalClassifier(Classifier):
         check_integer("warm_up", warm_up, 0)
         self.examples, self.posterior = examples, posterior
         self.beta = beta if warm_up == 0 else Linear(0.0, beta, warm_up)
-        pixels = image_shape[0] * image_shape[1] * image_shape[2]
+        pixels = pixels_of(image_shape)
         if network == "mlp":
             self.network = variational_mlp([pixels, *[hidden] * depth, classes], posterior, noise)
         else:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from fastib._arguments import check_integer
+
+
+def pixels_of(image_shape: tuple[int, int, int]) -> int:
+    """The number of values of an image of so many channels, and height and width, which are checked."""
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape must be channels, height and width, got {tuple(image_shape)}")
+    for size in image_shape:
+        check_integer("image_shape", size, 1)
+    return math.prod(image_shape)
 
 
 class Model(nn.Module, abc.ABC):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastib
 from fastib._arguments import check_integer, check_number
 from fastib.losses import BetaVAELoss, VAETerms
+from fastib.models.model import pixels_of
 from fastib.models.scene import Entities, SceneModel
 from fastib.models.vae import halving, keep_the_signal
 from fastib.schedules import Linear
@@ -129,6 +130,7 @@ class MultiEntityVAE(SceneModel):
         check_number("beta", beta, minimum=0.0)
         check_integer("warm_up", warm_up, 0)
         check_number("threshold", threshold, minimum=0.0)
+        pixels_of(image_shape)
         channels, height, width_ = image_shape
         rows, columns = -(-height // CELL), -(-width_ // CELL)
         if entities > rows * columns:
@@ -169,8 +171,10 @@ class MultiEntityVAE(SceneModel):
         return MultiEntityVAETerms(*terms, chosen.kl.detach().sum(1).mean())
 
     def entities(self, images: Tensor) -> Entities:
-        chosen = self._chosen(*self.encode(images))
-        return Entities(chosen.kl > self.threshold, chosen.codes, self.decode(chosen.codes))
+        mu, logvar = self.encode(images)
+        chosen = self._chosen(mu, logvar)
+        logvars = _taken(logvar, chosen.cells)
+        return Entities(chosen.kl > self.threshold, chosen.codes, logvars, self.decode(chosen.codes))
 
     def compose(self, entities: Entities) -> Tensor:
         there = entities.there[..., None, None, None]

@@ -13,13 +13,15 @@ from fastib.models.model import Model
 class Entities(NamedTuple):
     """What a model finds in B images: up to K entities each, in no order that means anything.
 
-    `there`, bool [B, K], says which of them it holds for objects; `codes`, [B, K, D], are the means of their codes;
-    `images`, [B, K, C, H, W], is each one's own, where it lies on the canvas; `boxes`, [B, K, 4], are the windows that it
-    looked through, in pixels: left, top, right and bottom. A model that has none leaves them out.
+    `there`, bool [B, K], says which of them it holds for objects; `codes` and `logvars`, [B, K, D], are the means of
+    their codes' posteriors and the logarithms of the variances; `images`, [B, K, C, H, W], is each one's own, where it
+    lies on the canvas; `boxes`, [B, K, 4], are the windows that it looked through, in pixels: left, top, right and
+    bottom. A model that has none leaves them out.
     """
 
     there: Tensor
     codes: Tensor
+    logvars: Tensor
     images: Tensor
     boxes: Tensor | None = None
 

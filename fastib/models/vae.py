@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastib import functional
 from fastib._arguments import check_choice, check_integer
-from fastib.models.model import Model
+from fastib.models.model import Model, pixels_of
 
 
 class _Network(nn.Module):
@@ -135,7 +135,7 @@ class MLPVAE(_Network):
         super().__init__()
         check_integer("latent_dim", latent_dim, 1)
         check_integer("hidden", hidden, 1)
-        pixels = image_shape[0] * image_shape[1] * image_shape[2]
+        pixels = pixels_of(image_shape)
         self.encoder = nn.Sequential(nn.Flatten(), *_mlp(pixels, hidden, 2 * latent_dim))
         self.decoder = nn.Sequential(*_mlp(latent_dim, hidden, pixels), nn.Unflatten(1, image_shape))
         keep_the_signal(self)

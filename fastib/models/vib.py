@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import fastib
 from fastib._arguments import check_integer, check_number
 from fastib.models.classifier import Classifier, ClassifierTerms
+from fastib.models.model import pixels_of
 
 
 class VIB(Classifier):
@@ -54,7 +55,7 @@ class VIB(Classifier):
         self.beta = beta
         self.encoder = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(image_shape[0] * image_shape[1] * image_shape[2], hidden),
+            nn.Linear(pixels_of(image_shape), hidden),
             nn.ReLU(),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
