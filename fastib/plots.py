@@ -14,6 +14,7 @@ from fastib._arguments import check_choice, check_integer
 from fastib._extras import require
 from fastib.checkpoints import Checkpoint
 from fastib.evaluate import evaluation, seeded
+from fastib.evaluate.scenes import CALIBRATING
 from fastib.models import VAE, AllCNN, Entities, Model, MultiEntityVAE, SceneModel
 
 COLUMNS = 11
@@ -172,6 +173,8 @@ def _of_information(runs: Sequence[Path], picture: Path, data: str | None) -> No
 def _of_entities(runs: Sequence[Path], picture: Path, data: str | None) -> None:
     trained, model = _trained(runs[0])
     if isinstance(model, SceneModel):
+        if isinstance(model, MultiEntityVAE):
+            model.calibrate(_some_images(trained, CALIBRATING, data, train=True))
         return entities(model, _some_images(trained, COLUMNS, data), picture)
     raise ValueError(f"entities must be of a model of scenes, got {trained.config.model} in {runs[0]}")
 
@@ -210,8 +213,8 @@ _KINDS: dict[str, Callable[[Sequence[Path], Path, str | None], None]] = {
 }
 
 
-def _some_images(trained: Checkpoint, count: int, data: str | None) -> Tensor:
-    dataset = trained.config.images(train=False, data=data)
+def _some_images(trained: Checkpoint, count: int, data: str | None, train: bool = False) -> Tensor:
+    dataset = trained.config.images(train, data)
     return dataset.images(torch.randint(len(dataset), (count,)))
 
 

@@ -55,7 +55,7 @@ class _Known(SceneModel):
 
 def test_of_a_model_that_finds_all() -> None:
     scenes = _scenes()
-    results = evaluate.of_scenes(_Known(scenes), scenes)
+    results = evaluate.of_scenes(_Known(scenes), scenes, scenes)
     expected = {"rate": 7.0, "squared_error": 0.0, "count_accuracy": 1.0, "count_error": 0.0, "matched_objects": 1.0}
     assert results.items() >= expected.items()
     assert results["distortion"] == pytest.approx(scenes.images(range(600)).sum().item() / 600, rel=1e-5)
@@ -68,7 +68,7 @@ def test_of_a_model_that_misses_an_object() -> None:
     scenes = _scenes()
     model, counts = _Known(scenes), scenes.factors(range(600))[:, 0]
     model.found.there[:, 0] = False
-    results = evaluate.of_scenes(model, scenes)
+    results = evaluate.of_scenes(model, scenes, scenes)
     full = (counts > 0).double().mean().item()
     assert results["count_accuracy"] == pytest.approx(1 - full) and results["count_error"] == pytest.approx(full)
     assert results["matched_objects"] == pytest.approx(1 - (counts > 0).sum().item() / counts.sum().item())
@@ -81,7 +81,7 @@ def test_the_order_of_the_entities_means_nothing() -> None:
     model, other = _Known(scenes), _Known(scenes)
     orders = torch.rand(600, 3).argsort(1)
     other.found = Entities(*(t[torch.arange(600).unsqueeze(1), orders] for t in model.found[:4]))
-    results, permuted = (evaluate.of_scenes(m, scenes) for m in (model, other))
+    results, permuted = (evaluate.of_scenes(m, scenes, scenes) for m in (model, other))
     for name in ("squared_error", "count_accuracy", "matched_objects", "mutual_information_gap"):
         assert permuted[name] == pytest.approx(results[name], rel=1e-9)
 
@@ -93,13 +93,21 @@ def test_a_dimension_whose_noise_hides_what_it_says_is_not_informative() -> None
     codes, logvars = model.found.codes, model.found.logvars
     doubled = torch.cat([codes, codes / 1000], dim=2), torch.cat([logvars, torch.zeros_like(logvars)], dim=2)
     model.found = model.found._replace(codes=doubled[0], logvars=doubled[1])
-    assert evaluate.of_scenes(model, scenes)["mutual_information_gap"] > 0.85
+    assert evaluate.of_scenes(model, scenes, scenes)["mutual_information_gap"] > 0.85
 
 
 def test_nothing_is_said_of_factors_that_do_not_vary() -> None:
     one = Scenes(LabelledImages(torch.ones(1, 8, 8), torch.zeros(1).long()), scenes=300, side=8, size=8, most=1, seed=1)
-    results = evaluate.of_scenes(AIR((1, 8, 8), hidden=8, window=4, most=1, latent_dim=2), one)
+    results = evaluate.of_scenes(AIR((1, 8, 8), hidden=8, window=4, most=1, latent_dim=2), one, one)
     assert "count_accuracy" in results and "mutual_information_gap" not in results
+
+
+def test_what_is_there_is_read_from_the_training_scenes() -> None:
+    scenes, test = _scenes(), _scenes(200)
+    model = MultiEntityVAE(scenes.image_shape, latent_dim=2, entities=3, width=4, hidden=8, threshold=1e9)
+    results = evaluate.of_scenes(model, scenes, test)
+    assert results["threshold"] == model.threshold == model.calibrate(scenes.images(range(600)))
+    assert 0 < results["threshold"] < 1e3
 
 
 @pytest.mark.parametrize(("pixels", "least", "most"), [(1, 0.9, 1.0), (3, 0.0, 0.2)])  # some are across the edge then
@@ -107,7 +115,7 @@ def test_what_is_within_half_an_object_is_matched(pixels: int, least: float, mos
     scenes = _scenes()
     model = _Known(scenes)
     model.found = model.found._replace(images=model.found.images.roll(pixels, -1))
-    results = evaluate.of_scenes(model, scenes)
+    results = evaluate.of_scenes(model, scenes, scenes)
     assert least <= results["matched_objects"] <= most and results["count_accuracy"] == 1
 
 
@@ -116,14 +124,14 @@ def test_what_is_black_is_not_matched() -> None:
     model, counts = _Known(scenes), scenes.factors(range(600))[:, 0]
     model.found.images[:, 0] = 0
     expected = 1 - (counts > 0).sum().item() / counts.sum().item()
-    assert evaluate.of_scenes(model, scenes)["matched_objects"] == pytest.approx(expected)
+    assert evaluate.of_scenes(model, scenes, scenes)["matched_objects"] == pytest.approx(expected)
 
 
 def test_one_entity_of_two_at_an_object_is_matched() -> None:
     scenes = _scenes()
     model = _Known(scenes)
     model.found = Entities(*(t.repeat_interleave(2, 1) for t in model.found[:4]))
-    results = evaluate.of_scenes(model, scenes)
+    results = evaluate.of_scenes(model, scenes, scenes)
     counts = scenes.factors(range(600))[:, 0].double()
     assert results["matched_objects"] == 1 and results["count_error"] == pytest.approx(counts.mean().item())
 
@@ -166,14 +174,16 @@ class _Blind(_Known):
 
 def test_of_a_model_that_finds_nothing() -> None:
     scenes = _scenes(200)
-    results = evaluate.of_scenes(_Blind(scenes), scenes, images=150, seed=3)
+    results = evaluate.of_scenes(_Blind(scenes), scenes, scenes, images=150, seed=3)
     assert set(results) == {"squared_error", "count_accuracy", "count_error", "matched_objects"}
     assert results["matched_objects"] == 0 and results["count_error"] > 1 and results["squared_error"] > 1
 
 
 def test_so_many_images_are_drawn() -> None:
     scenes = _scenes(200)
-    errors = [evaluate.of_scenes(_Blind(scenes), scenes, images=150, seed=seed)["count_error"] for seed in (3, 3, 4)]
+    errors = [
+        evaluate.of_scenes(_Blind(scenes), scenes, scenes, images=150, seed=seed)["count_error"] for seed in (3, 3, 4)
+    ]
     assert errors[0] == errors[1] != errors[2]
 
 
@@ -258,7 +268,7 @@ def test_a_traversal_moves_one_dimension_of_one_entity(tmp_path: Path, monkeypat
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    options = {"dataset": "sprite-scenes-32", "width": 4, "hidden": 16, "steps": 2, "threshold": 0.0}
+    options = {"dataset": "sprite-scenes-32", "width": 4, "hidden": 16, "steps": 2}
     train.run(Config.of({"model": "multi-entity-vae", **options}), folder)
     return folder
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import fastib
 from fastib.datasets import LabelledImages, Scenes
 from fastib.models import Entities, MultiEntityVAE
-from fastib.models.multi_entity_vae import composed, most_informative
+from fastib.models.multi_entity_vae import _parting, composed, most_informative
 
 SHAPE = (1, 20, 24)  # of 3 x 3 cells
 IMAGES = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -170,16 +170,29 @@ def test_a_code_can_say_where_its_entity_is() -> None:
     assert (inner - inner[:1, :1]).abs().amax(2).flatten()[1:].min() > 1e-3
 
 
+def test_groups_are_parted() -> None:
+    """Against all cuts."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.cat([torch.randn(n, generator=generator).double() + m for n, m in ((30, 0.0), (9, 4.0))])
+        ordered = values.sort().values
+        within = [part.var(correction=0) * len(part) for k in range(1, 39) for part in (ordered[:k], ordered[k:])]
+        best = min(range(38), key=lambda k: within[2 * k] + within[2 * k + 1])
+        assert _parting(values[torch.randperm(39)]) == pytest.approx(ordered[best : best + 2].mean().item())
+
+
 def test_it_counts_squares() -> None:
     """White squares, none to two, which are apart."""
     scenes = Scenes(LabelledImages(torch.ones(1, 1, 1), torch.tensor([0])), scenes=2000, side=16, size=5)
-    model = MultiEntityVAE((1, 16, 16), latent_dim=4, entities=2, width=8, hidden=64, warm_up=100, threshold=5.0)
+    model = MultiEntityVAE((1, 16, 16), latent_dim=4, entities=2, width=8, hidden=64, warm_up=100)
     optimiser = torch.optim.Adam(model.parameters(), 5e-3)
     for step in range(300):
         optimiser.zero_grad()
         model(scenes.images(range(step * 32 % 1900, step * 32 % 1900 + 32))).loss.backward()
         optimiser.step()
         model.step()
+    kl = fastib.gaussian_kl(*model.encode(scenes.images(range(1000))), reduction="sample").topk(2, dim=1).values
+    assert (kl < model.calibrate(scenes.images(range(1000)))).double().mean().item() == pytest.approx(0.5, abs=0.12)
     counts = model.entities(scenes.images(range(2000))).there.sum(1)
     assert (counts == scenes.factors(range(2000))[:, 0]).double().mean() > 0.75
 

@@ -80,7 +80,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     elif isinstance(model, Classifier):
         results = of_classifier(model, open_(), open_(train=False), images, seed)
     elif isinstance(model, SceneModel):
-        results = of_scenes(model, _scenes(trained.config, data), images, seed)
+        train, test = (_scenes(trained.config, which, data) for which in (True, False))
+        results = of_scenes(model, train, test, images, seed)
     print(report(results))
     path = checkpoint.with_name(NAME)
     finite = {name: value if math.isfinite(value) else None for name, value in results.items()}
@@ -90,10 +91,10 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     return results
 
 
-def _scenes(config: Config, data: str | None) -> Scenes:
-    test = config.images(train=False, data=data)
-    if isinstance(test, Scenes):
-        return test
+def _scenes(config: Config, train: bool, data: str | None) -> Scenes:
+    images = config.images(train, data)
+    if isinstance(images, Scenes):
+        return images
     raise ValueError(f"dataset must be of scenes, to evaluate a {config.model}, got {config.dataset!r}")
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from fastib import metrics
 from fastib.datasets import Scenes
 from fastib.evaluate.common import BATCH, Results, chosen, seeded
-from fastib.models import SceneModel
+from fastib.models import MultiEntityVAE, SceneModel
 
 SAMPLES = 10_000  # objects for the metrics that need no more
 FEWEST = 100  # matched objects, without which nothing is said of the codes
+CALIBRATING = 1000  # images
 NEAR = 0.5  # of the side of an object: how far from its centre that of an entity may be
 _TERMS = {"distortion": "reconstruction", "rate": "kl"}  # of the loss, where it has them
 
@@ -31,8 +32,9 @@ class _Found(NamedTuple):
 
 
 @torch.no_grad()
-def of_scenes(model: SceneModel, test: Scenes, images: int | None = None, seed: int = 0) -> Results:
-    """The metrics of a model of scenes, over the images to test with.
+def of_scenes(model: SceneModel, train: Scenes, test: Scenes, images: int | None = None, seed: int = 0) -> Results:
+    """The metrics of a model of scenes, over the images to test with. What an entity of a `MultiEntityVAE` must know to
+    be there, `threshold`, is read from images that it was trained on, of which no factor is looked at.
 
     The entities that are there are matched with the objects by place, one to one, where the centre of mass of an entity's
     own image is within half an object of the object's centre. What the codes of the matched ones say of the factors of
@@ -41,6 +43,8 @@ def of_scenes(model: SceneModel, test: Scenes, images: int | None = None, seed: 
     with seeded(seed):
         indices = chosen(test, images)
         results = _terms(model, test, indices)
+        if isinstance(model, MultiEntityVAE):
+            results["threshold"] = model.calibrate(train.images(torch.arange(min(len(train), CALIBRATING))))
         found = _found(model, test, indices)
         factors = test.factors(indices)
         errors = (found.there.sum(1) - factors[:, 0]).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -90,9 +91,7 @@ class MultiEntityVAE(SceneModel):
         hidden: the width of the dense layers.
         beta: the weight of the KL.
         warm_up: the number of steps over which beta grows to it from 0 (none: it is constant).
-        threshold: the nats of KL above which an entity is there. A histogram of the KL has a gap between what is decoded to
-            black and what to an object: on `sprite-scenes-32` at about 9 nats for beta = 0.5, 7 for 1 and 5 for 2; on
-            `sprite-scenes`, whose objects are larger, at 10 for 1.
+        threshold: the nats of KL above which an entity is there, until `calibrate` finds it.
 
     It returns `MultiEntityVAETerms(loss, reconstruction, kl, kl_of_entities)`, in nats per image.
 
@@ -176,6 +175,17 @@ class MultiEntityVAE(SceneModel):
         logvars = _taken(logvar, chosen.cells)
         return Entities(chosen.kl > self.threshold, chosen.codes, logvars, self.decode(chosen.codes))
 
+    @torch.no_grad()
+    def calibrate(self, images: Tensor) -> float:
+        """Sets `threshold`, and returns it: it parts the KLs of what is decoded to black from those of objects, in images
+        [B, C, H, W] of which some have fewer objects than there are entities. Nothing else need be known of them.
+
+        Source: Otsu 1979, "A threshold selection method from gray-level histograms", of the logarithms of the KL.
+        """
+        mu, logvar = self.encode(images)
+        self.threshold = math.exp(_parting(self._chosen(mu, logvar).kl.flatten().double().clamp(min=1e-12).log()))
+        return self.threshold
+
     def compose(self, entities: Entities) -> Tensor:
         there = entities.there[..., None, None, None]
         return 1 - (1 - entities.images * there).prod(1)
@@ -190,6 +200,15 @@ class MultiEntityVAE(SceneModel):
 
     def _chosen(self, mu: Tensor, logvar: Tensor) -> Chosen:
         return most_informative(mu, fastib.gaussian_kl(mu, logvar, reduction="sample"), self.count)
+
+
+def _parting(values: Tensor) -> float:
+    """Where the numbers part into two groups with the least variance within them: halfway between these."""
+    values = values.sort().values
+    below = torch.arange(1, len(values), dtype=values.dtype)
+    deviations = (values - values.mean()).cumsum(0)[:-1]  # of those below a cut, in sum
+    cut = (deviations**2 / (below * (len(values) - below))).argmax()
+    return values[cut : cut + 2].mean().item()
 
 
 def _margins(side: int, padded: int) -> tuple[int, int]:
