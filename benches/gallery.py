@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
@@ -136,8 +137,9 @@ TEXTS = {
 
 INTRODUCTION = """# The models of the papers, on two cores
 
-Mean ± standard deviation over seeds; a run is on one thread, beside another. Made by `python -m benches.experiments`
-and `python -m benches.gallery`; the command and the results of every run are in experiments.jsonl."""
+Mean ± standard deviation over seeds, where there are several; a run is on one thread, beside another. Made by
+`python -m benches.experiments` and `python -m benches.gallery`; the command and the results of every run are in
+experiments.jsonl."""
 
 
 def groups(rows: Sequence[Values], name: str) -> dict[tuple[str, ...], list[Values]]:
@@ -167,13 +169,24 @@ def _said(config: Values, key: str) -> str:
 
 def spread(runs: Sequence[Values], key: str) -> tuple[float, float]:
     """Mean and standard deviation of a result over the seeds."""
-    values = [run["results"][key] for run in runs if "failure" not in run]
+    values = [run["results"][key] for run in _finished(runs)]
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _finished(runs: Sequence[Values]) -> list[Values]:
+    return [run for run in runs if "failure" not in run]
+
+
+def _cell(runs: Sequence[Values], key: str) -> str:
+    """A result in the table. One seed has no standard deviation."""
+    finished = _finished(runs)
+    mean_and_deviation = "{:.3g} ± {:.2g}" if len(finished) > 1 else "{:.3g}"
+    return mean_and_deviation.format(*spread(runs, key)) if finished else ""
 
 
 def _successes(rows: Sequence[Values], runs: Sequence[Values]) -> list[str]:
     """Of all seeds, those that a failure counts among, too."""
-    counted = sum("failure" not in run and run["results"]["count_accuracy"] >= SUCCESS for run in runs)
+    counted = sum(run["results"]["count_accuracy"] >= SUCCESS for run in _finished(runs))
     return [f"{counted} of {len(runs)}"]
 
 
@@ -181,7 +194,7 @@ def _at_the_same_rate(rows: Sequence[Values], runs: Sequence[Values]) -> list[st
     """TC and MIG of the beta-VAE of the sweep, between the two betas whose rates are nearest on either side."""
     keys = "rate", "total_correlation", "mutual_information_gap"
     sweep = sorted(tuple(spread(found, key)[0] for key in keys) for found in drawn(rows, "beta-vae").values())
-    rate, _ = spread(runs, "rate")
+    rate = spread(runs, "rate")[0] if _finished(runs) else math.nan
     if not sweep or not sweep[0][0] <= rate <= sweep[-1][0]:
         return ["", ""]
     rates, *others = zip(*sweep, strict=True)
@@ -202,14 +215,9 @@ def table(rows: Sequence[Values], name: str) -> str:
     headings, further = FURTHER.get(name, ([], lambda rows, runs: []))
     lines = [[*OWN[name], "seeds", *COLUMNS[name], *headings, "minutes"]]
     for own, runs in groups(rows, name).items():
-        failed = sum("failure" in run for run in runs)
+        failed = len(runs) - len(_finished(runs))
         seeds = f"{len(runs)}" + f", {failed} failed" * (failed > 0)
-        cells = (
-            ["{:.3g} ± {:.2g}".format(*spread(runs, key)) for key in COLUMNS[name].values()]
-            if failed < len(runs)
-            else [""] * len(COLUMNS[name])
-        )
-        cells += further(rows, runs) if failed < len(runs) else [""] * len(headings)
+        cells = [_cell(runs, key) for key in COLUMNS[name].values()] + further(rows, runs)
         lines.append([*own, seeds, *cells, f"{statistics.fmean(run['seconds'] for run in runs) / 60:.1f}"])
     return markdown(lines)
 
@@ -217,8 +225,10 @@ def table(rows: Sequence[Values], name: str) -> str:
 def page(rows: Sequence[Values]) -> str:
     """All tables, with the command of a run of each experiment."""
     parts = [INTRODUCTION]
-    for name in dict.fromkeys(row["experiment"] for row in rows):
+    for name in experiments.EXPERIMENTS:
         of_name = [row for row in rows if row["experiment"] == name]
+        if not of_name:
+            continue
         origin = of_name[-1]["origin"]
         parts += [
             f"## {name}\n\n{TEXTS[name]} {origin['cpu']}, PyTorch {origin['torch']}, {origin['date']}.",
@@ -375,7 +385,9 @@ PICTURES: dict[str, tuple[str, Callable[[Sequence[Values], Path], None]]] = {
 }
 
 
-def main(results: Path = RESULTS) -> int:
+def main(argv: Sequence[str] | None = None, results: Path = RESULTS) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benches.gallery", description="Draws what the experiments gave.")
+    parser.parse_args(argv)
     rows = experiments.done(results / experiments.NAME)
     (results / PAGE).write_text(page(rows))
     for name in {row["experiment"] for row in rows if "results" in row} & set(PICTURES):

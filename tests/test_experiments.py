@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -142,10 +143,33 @@ def test_failures_are_no_successes() -> None:
     assert gallery._successes(runs, [*runs, {"failure": "killed"}]) == ["2 of 4"]
 
 
+@pytest.mark.parametrize(("name", "further"), [("air", ["0 of 5"]), ("beta-tcvae", ["", ""]), ("vib-digits", [])])
+def test_a_line_of_failures_alone(name: str, further: list[str]) -> None:
+    values = experiments.EXPERIMENTS[name].runs[0]
+    failed: Values = {"experiment": name, "seconds": 60, "failure": "killed"}
+    heading, _, line = gallery.table(
+        [failed | {"config": values | {"seed": seed}} for seed in range(5)], name
+    ).splitlines()
+    cells = dict(zip(*([cell.strip() for cell in row.split("|")] for row in (heading, line)), strict=True))
+    assert cells["seeds"] == "5, 5 failed" and cells["minutes"] == "1.0"
+    assert [cells[key] for key in gallery.COLUMNS[name]] == [""] * len(gallery.COLUMNS[name])
+    assert [cells[key] for key in gallery.FURTHER.get(name, ([],))[0]] == further
+
+
+def test_one_seed_has_no_spread() -> None:
+    rows = [row for row in _rows() if row["experiment"] == "vib-digits" and row["config"]["seed"] < 2]
+    assert " | 1.5 ± 0.71 | " in re.sub(" +", " ", gallery.table(rows, "vib-digits"))
+    for row in rows:
+        if row["config"]["seed"] == 1:
+            row["failure"] = row.pop("results")
+    table = gallery.table(rows, "vib-digits")
+    assert "±" not in table and " | 1 | 1 | " in re.sub(" +", " ", table)
+
+
 def test_the_page_and_its_pictures(tmp_path: Path) -> None:
     rows = _rows()
     (tmp_path / experiments.NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert gallery.main(tmp_path) == 0
+    assert gallery.main([], results=tmp_path) == 0
     page = (tmp_path / gallery.PAGE).read_text()
     for name in experiments.EXPERIMENTS:
         assert f"## {name}\n" in page and gallery.table(rows, name) in page
@@ -153,10 +177,21 @@ def test_the_page_and_its_pictures(tmp_path: Path) -> None:
     assert all(f"]({file})" in page and (tmp_path / file).read_bytes()[1:4] == b"PNG" for file in pictures)
 
 
+def test_the_page_has_the_order_of_the_experiments() -> None:
+    headings = [line[3:] for line in gallery.page(_rows()[::-1]).splitlines() if line.startswith("## ")]
+    assert headings == list(experiments.EXPERIMENTS)
+
+
+def test_to_be_asked_for_help_is_no_reason_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        gallery.main(["--help"], results=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_page_of_what_is_there(tmp_path: Path) -> None:
     rows = [row for row in _rows() if row["experiment"] == "vib-digits"]
     (tmp_path / experiments.NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    gallery.main(tmp_path)
+    gallery.main([], results=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {experiments.NAME, gallery.PAGE, "vib-digits.png"}
 
 
