@@ -1,9 +1,10 @@
-"""How far each estimator of MI and TC is from the truth, on data sets whose truth is known: `python -m benches.estimators`.
+"""How far each estimator of MI and TC is from the truth, where that is known: `python -m benches.estimators`.
 
-Each data set is N posteriors and one sample of each; its truth is known in closed form, and "exact" is the decomposition
-over the whole of it, which differs only where the samples are few for a Gaussian. A trial draws a minibatch and estimates the mean of its samples.
-Rows have the mean of the trials and their standard deviation: bias and spread. "column" is the widespread code, whose
-weights meant for the diagonal lie in the first column and those for one other component of each row in the second.
+Each data set is N posteriors and one sample of each; its truth is known in closed form, and "exact" is the
+decomposition over the whole of it, which differs only where the samples are few for a Gaussian. A trial draws a
+minibatch and estimates the mean of its samples. Rows have the mean of the trials and their standard deviation: bias and
+spread. "column" is the widespread code, whose weights meant for the diagonal lie in the first column and those for one
+other component of each row in the second.
 """
 
 from __future__ import annotations

@@ -53,6 +53,18 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
 
     Between two normals it is fastib's, in float32 (float64 for float64); every other pair is PyTorch's business.
 
+    Args:
+        p, q: distributions whose parameters broadcast together.
+
+    Returns:
+        The KL of each element, with the shape that they broadcast to.
+
+    Gradients: loc and scale of both.
+
+    Raises:
+        NotImplementedError: for a pair whose KL PyTorch does not know.
+        RuntimeError: if the parameters do not broadcast.
+
     Source: Kingma & Welling 2014, appendix B.
     """
     if isinstance(p, Normal) and isinstance(q, torch.distributions.Normal):

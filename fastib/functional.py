@@ -179,7 +179,8 @@ def reparameterize_with_kl(
 
     Returns:
         (z, kl): the sample, with the shape, dtype and strides of `mu` (of `torch.empty_like(mu)`, if `mu` is not
-        dense), and the KL in nats, in float32 (float64 for float64).
+        dense), and the KL in nats, in float32 (float64 for float64): a scalar, or [B, ...] for "sample", or
+        [B, ..., D] for "none".
 
     Gradients: mu, logvar, through both results in one pass, and noise if it requires one. Between the passes only the
     inputs and the 16 bytes of `rng` are kept.
@@ -215,7 +216,8 @@ def log_variance_penalty(logvar: Tensor, *, reduction: str = "batchmean") -> Ten
         reduction: "none", "sample" (summed over the last dimension), "sum", "mean", or "batchmean".
 
     Returns:
-        The penalty in float32 (float64 for float64). It is negative where the variance exceeds 1.
+        The penalty in float32 (float64 for float64): a scalar, or [B, ...] for "sample", or [B, ..., D] for "none".
+        It is negative where the variance exceeds 1.
 
     Gradients: logvar; a constant, returned as an expanded tensor that takes no memory.
 
@@ -262,8 +264,8 @@ def information_dropout(
         kl.sum() / x.shape[0]
 
     Args:
-        x: activations, [B, ...]: not negative for the log-uniform prior, positive for the log-normal one (at 0 its KL is
-            infinite).
+        x: activations, [B, ..., D]: not negative for the log-uniform prior, positive for the log-normal one (at 0 its KL
+            is infinite).
         log_std: logarithm of the standard deviation of the log noise, like `x`. (It is log(alpha) of the paper, whose
             alpha is a standard deviation. From a log-variance, pass half of it.)
         prior: "log_uniform" or "log_normal".
@@ -281,7 +283,8 @@ def information_dropout(
 
     Returns:
         (z, kl): the noisy activations, with the shape, dtype and strides of `x` (of `torch.empty_like(x)`, if `x` is
-        not dense), and the KL in nats, in float32 (float64 for float64).
+        not dense), and the KL in nats, in float32 (float64 for float64): a scalar, or [B, ...] for "sample", or
+        [B, ..., D] for "none".
 
     The KL is per sample. The authors divide theirs by the number N of training samples and average the cross-entropy:
     their beta is N times ours (beta = 3 on CIFAR-10 is 6e-5 here).
@@ -474,13 +477,14 @@ def elbo_decomposition(
             posteriors stay there, and the posteriors of all ranks come to them (see `fastib.distributed` for what is
             sent). "sum" and "mean" are then over the samples of all ranks, and the same on each; their gradients are
             those to be averaged over the ranks, as DistributedDataParallel does, so that they are one process's on the
-            whole batch. "none" gives this rank's samples, and gradients of the sum of all ranks' losses, not to be averaged.
-            Under torch.compile it breaks the graph, and a derivative of its gradients is refused.
+            whole batch. "none" gives this rank's samples, and gradients of the sum of all ranks' losses, not to be
+            averaged. Under torch.compile it breaks the graph, and a derivative of its gradients is refused.
 
     Returns:
         A named tuple (mutual_information, total_correlation, dimension_wise_kl) in nats, in float32 (float64 for
-        float64), with the attribute `mutual_information_ceiling`: -ln w_self, ln N for "mss". The mutual information of
-        no sample exceeds it. Jensen biases the mutual information up; a small negative total correlation is legitimate.
+        float64): scalars, or [S] for "none", one of each row of z. It has the attribute `mutual_information_ceiling`:
+        -ln w_self, ln N for "mss". The mutual information of no sample exceeds it. Jensen biases the mutual information
+        up; a small negative total correlation is legitimate.
 
     Gradients: z, mu, logvar, through all three terms in one pass.
 
@@ -533,7 +537,7 @@ def total_correlation(
     Arguments, gradients and errors are those of `elbo_decomposition`, of which this is the second term.
 
     Returns:
-        The total correlation in nats, in float32 (float64 for float64): a scalar, or [B] for reduction="none".
+        The total correlation in nats, in float32 (float64 for float64): a scalar, or [S] for "none", one of each row of z.
 
     Source: Chen et al. 2018, equation 2; Watanabe 1960.
 

@@ -180,7 +180,9 @@ class BetaVAELoss(_VAELoss):
         free_bits: floor for the batch mean of each latent dimension's KL, in nats; see `fastib.gaussian_kl`.
 
     Call it with `(output, target, mu, logvar)`, or with `(output, target, kl=kl)` where `kl` is the batch mean that
-    `fastib.reparameterize_with_kl` returned. It returns `VAETerms(loss, reconstruction, kl)`.
+    `fastib.reparameterize_with_kl` returned. It returns `VAETerms(loss, reconstruction, kl)`, three scalars.
+
+    Gradients: of the loss, by output, target, mu and logvar, or kl.
 
     Raises:
         TypeError, ValueError: for arguments of a wrong type, dtype or value, naming the argument.
@@ -243,8 +245,10 @@ class AnnealedVAELoss(_VAELoss):
 
     Call it with `(output, target, mu, logvar)`, or with `(output, target, kl=kl)` where `kl` came from
     `fastib.reparameterize_with_kl` with `reduction="batchmean"` for "batch", "sample" for "sample". It returns
-    `VAETerms(loss, reconstruction, kl)`, kl being the batch mean. Call `step()` after each step of the optimiser:
-    C moves then, and only then.
+    `VAETerms(loss, reconstruction, kl)`, three scalars, kl being the batch mean. Call `step()` after each step of the
+    optimiser: C moves then, and only then.
+
+    Gradients: of the loss, by output, target, mu and logvar, or kl; by a KL that equals C, 0.
 
     Raises:
         TypeError, ValueError: for arguments of a wrong type, dtype or value, naming the argument.
@@ -328,8 +332,10 @@ class BetaTCVAELoss(_VAELoss):
             DistributedDataParallel does. See `fastib.elbo_decomposition`.
 
     Call it with `(output, target, z, mu, logvar)`, where z [B, D] is the sample that was decoded. It returns
-    `BetaTCVAETerms`: loss, reconstruction and the three terms, with the attribute `mutual_information_ceiling`. Call
-    `step()` after each step of the optimiser where a weight is a `Schedule`.
+    `BetaTCVAETerms`: loss, reconstruction and the three terms, all scalars, with the attribute
+    `mutual_information_ceiling`. Call `step()` after each step of the optimiser where a weight is a `Schedule`.
+
+    Gradients: of the loss, by output, target, z, mu and logvar.
 
     Raises:
         TypeError, ValueError: for arguments of a wrong type, dtype or value, naming the argument; at the call also for

@@ -112,6 +112,14 @@ class Linear(_Ramp):
 
         start + (end - start) * min(step / steps, 1)
 
+    Args:
+        start, end: the first and the last value.
+        steps: the optimiser steps from the one to the other.
+
+    Raises:
+        TypeError: if `start` or `end` is not a number, or `steps` not an integer.
+        ValueError: if `start` or `end` is not finite, or `steps` is below 1.
+
     Source: Burgess et al. 2018, "Understanding disentangling in beta-VAE", section 5 (the capacity).
 
     >>> from fastib.schedules import Linear
@@ -129,6 +137,14 @@ class Cosine(_Ramp):
 
         start + (end - start) * (1 - cos(pi * min(step / steps, 1))) / 2
 
+    Args:
+        start, end: the first and the last value.
+        steps: the optimiser steps from the one to the other.
+
+    Raises:
+        TypeError: if `start` or `end` is not a number, or `steps` not an integer.
+        ValueError: if `start` or `end` is not finite, or `steps` is below 1.
+
     Source: the shape of Loshchilov & Hutter 2017, "SGDR", equation 5.
 
     >>> from fastib.schedules import Cosine
@@ -144,6 +160,15 @@ class Cyclic(_Ramp):
     """Repeats: from `start` to `end` over the first `ramp` of a period of `steps` optimiser steps, then stays::
 
         start + (end - start) * min((step % steps) / (ramp * steps), 1)
+
+    Args:
+        start, end: the first and the last value of a period.
+        steps: the optimiser steps of a period.
+        ramp: the part of it in which the value moves, above 0 and at most 1.
+
+    Raises:
+        TypeError: if `start`, `end` or `ramp` is not a number, or `steps` not an integer.
+        ValueError: if `start` or `end` is not finite, `steps` is below 1, or `ramp` is not above 0 and at most 1.
 
     Source: Fu et al. 2019, "Cyclical annealing schedule", section 4.
 

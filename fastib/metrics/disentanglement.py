@@ -28,6 +28,8 @@ _FEWEST_FOR_TREES = 8  # a quarter of the rows is for testing
 
 
 class MutualInformationGap(NamedTuple):
+    """What `mutual_information_gap` finds."""
+
     score: float
     """The mean of the gaps."""
     gaps: Tensor
@@ -37,14 +39,21 @@ class MutualInformationGap(NamedTuple):
 
 
 class DCI(NamedTuple):
+    """What `dci` finds. Its scores are in [0, 1]."""
+
     disentanglement: float
+    """Whether each latent dimension is of importance for one factor alone."""
     completeness: float
+    """Whether each factor needs one latent dimension alone."""
     informativeness: float
+    """How well the codes predict the factors, R^2."""
     importance: Tensor
     """Of each latent dimension for each factor, [D, K]."""
 
 
 class SeparatedAttributePredictability(NamedTuple):
+    """What `sap` finds."""
+
     score: float
     """The mean of the gaps."""
     gaps: Tensor
@@ -324,6 +333,9 @@ def active_units(mu: Tensor, threshold: float = 0.01) -> int:
         mu: the means, [n, D].
         threshold: of the variance over the data.
 
+    Returns:
+        The number, an int.
+
     Raises:
         TypeError: if `mu` is not of a floating dtype, or `threshold` not a number.
         ValueError: if `mu` is not finite or has fewer than two rows, or `threshold` is negative or not finite.
@@ -352,6 +364,9 @@ def gaussian_total_correlation(codes: Tensor) -> float:
 
     Args:
         codes: the means or samples, [n, D].
+
+    Returns:
+        The total correlation, a float.
 
     Raises:
         TypeError: if `codes` are not of a floating dtype.
