@@ -178,10 +178,13 @@ def _finished(runs: Sequence[Values]) -> list[Values]:
 
 
 def _cell(runs: Sequence[Values], key: str) -> str:
-    """A result in the table. One seed has no standard deviation."""
+    """A result in the table, of those runs that have it. One seed has no standard deviation."""
     finished = _finished(runs)
-    mean_and_deviation = "{:.3g} ± {:.2g}" if len(finished) > 1 else "{:.3g}"
-    return mean_and_deviation.format(*spread(runs, key)) if finished else ""
+    found = [run for run in finished if key in run["results"]]
+    if not found:
+        return ""
+    mean_and_deviation = "{:.3g} ± {:.2g}" if len(found) > 1 else "{:.3g}"
+    return mean_and_deviation.format(*spread(found, key)) + f" (of {len(found)})" * (len(found) < len(finished))
 
 
 def _successes(rows: Sequence[Values], runs: Sequence[Values]) -> list[str]:

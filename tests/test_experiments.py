@@ -177,6 +177,13 @@ def test_the_page_and_its_pictures(tmp_path: Path) -> None:
     assert all(f"]({file})" in page and (tmp_path / file).read_bytes()[1:4] == b"PNG" for file in pictures)
 
 
+def test_a_result_that_only_some_runs_have() -> None:
+    """Such as one that was measured in another way before, and taken out."""
+    runs = [_row("air", {}, distortion=value) for value in (1.0, 3.0)]
+    assert gallery._cell([*runs, _row("air", {})], "distortion") == "2 ± 1.4 (of 2)"
+    assert gallery._cell(runs, "distortion") == "2 ± 1.4" and gallery._cell(runs, "rate") == ""
+
+
 def test_the_page_has_the_order_of_the_experiments() -> None:
     headings = [line[3:] for line in gallery.page(_rows()[::-1]).splitlines() if line.startswith("## ")]
     assert headings == list(experiments.EXPERIMENTS)
