@@ -10,8 +10,8 @@ call: the time of an autograd.Function with the same inputs and outputs that doe
 arithmetic: the counted vector instructions (suites.py) at the rate at which a matrix product issues its multiply-adds,
     two a cycle on every core: that measures cores, lanes and the frequency under vector load in one. It is what two
     vector ports can do. Some cores have more for additions and bit operations, and other instruction sets do in one
-    instruction what takes AVX2 two, so this one is a floor in practice rather than by law. Exponentials on all pairs are
-    counted apart, at the rate of a plain loop over numbers in the first-level cache (exponentials.cpp), which the
+    instruction what takes AVX2 two, so this one is a floor in practice rather than by law. Exponentials on all pairs
+    are counted apart, at the rate of a plain loop over numbers in the first-level cache (exponentials.cpp), which the
     compiler makes vectors of: they are mostly multiply-adds, so the two times add up.
 """
 

@@ -113,25 +113,25 @@ TEXTS = {
     "beta-tcvae": "beta-TCVAE with the weights of MSS, of MWS, and with those of several well-known libraries "
     "(column-tcvae), in batches of 256, measured exactly, over all images; and the beta-VAE of the sweep above at the "
     "same rate, by interpolation between its betas.",
-    "air": "Attend-Infer-Repeat on up to 2 digits and up to 3 sprites on 50 x 50, with 3 steps; over the scenes to test "
-    "with. A success is a run that counts at least 95 % of them right.",
+    "air": "Attend-Infer-Repeat on up to 2 digits and up to 3 sprites on 50 x 50, with 3 steps; over the scenes to "
+    "test with. A success is a run that counts at least 95 % of them right.",
     "multi-entity-vae": "Multi-Entity VAE on 0 to 3 sprites on 32 x 32, over the scenes to test with; MIG and DCI are "
     "those of the codes of matched entities.",
-    "random-labels": "Information in the weights: 1000 of scikit-learn's digits, of whose labels this fraction is drawn at "
-    "random, by log-normal noise on the weights. Error, cross-entropy and information (in nats per image) are those of "
-    "drawn weights on the images trained on, with the labels that they had there; the last error is on other images, "
-    "with their own labels.",
+    "random-labels": "Information in the weights: 1000 of scikit-learn's digits, of whose labels this fraction is "
+    "drawn at random, by log-normal noise on the weights. Error, cross-entropy and information (in nats per image) are "
+    "those of drawn weights on the images trained on, with the labels that they had there; the last error is on other "
+    "images, with their own labels.",
     "weights-beta": "The same with Gaussian weights and a fifth of the labels drawn at random, as the price of a nat "
     "grows. The bound holds with probability 0.95 for drawn weights and images that are labelled as those trained on "
     "are, of which 18 % have a wrong label.",
-    "catch": "A code that is to be the index of each of 1024 digits, of ln 1024 = 6.93 nats, without and with a price on "
-    "the information in the weights (nats per image). Mutual information and total correlation of the code over all "
+    "catch": "A code that is to be the index of each of 1024 digits, of ln 1024 = 6.93 nats, without and with a price "
+    "on the information in the weights (nats per image). Mutual information and total correlation of the code over all "
     "images, exactly and as batches of 64 estimate them.",
-    "vib-digits": "Deep VIB on scikit-learn's digits. Information is the bound on I(Z; X) in nats; the last columns are "
-    "errors after a step of that size along the sign of the gradient.",
+    "vib-digits": "Deep VIB on scikit-learn's digits. Information is the bound on I(Z; X) in nats; the last columns "
+    "are errors after a step of that size along the sign of the gradient.",
     "vib-fashion": "The same on Fashion-MNIST.",
-    "information-dropout": "Fashion-MNIST behind handwritten digits, which are the nuisance: what a linear probe reads of "
-    "the label and of the nuisance in each layer with its noise, in nats (ln 10 = 2.30).",
+    "information-dropout": "Fashion-MNIST behind handwritten digits, which are the nuisance: what a linear probe reads "
+    "of the label and of the nuisance in each layer with its noise, in nats (ln 10 = 2.30).",
 }
 
 

@@ -1,9 +1,9 @@
 """Instructions per element of each operator, forward and backward: `python -m benches.instructions`.
 
 Callgrind counts them, which no other process disturbs, in calls of two sizes; the difference is what the elements take,
-without the call. For operators on all pairs an element is a pair and a dimension. Valgrind knows no AVX-512: the kernels
-run on AVX2. `--write` keeps the counts, which depend on the compiler, in `results/instructions.json`; `--check` fails
-where one has grown by more than 3 % since then.
+without the call. For operators on all pairs an element is a pair and a dimension. Valgrind knows no AVX-512: the
+kernels run on AVX2. `--write` keeps the counts, which depend on the compiler, in `results/instructions.json`; `--check`
+fails where one has grown by more than 3 % since then.
 """
 
 from __future__ import annotations

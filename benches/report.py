@@ -90,10 +90,10 @@ def cpu(path: Path, brief: bool = False) -> str:
     if brief:
         rows = [row for row in in_brief(rows) if row["contender"] in BRIEF_CONTENDERS]
     return (
-        f"Forward and backward, or forward alone where it says so, in ms (median of interleaved rounds), and in brackets "
-        f"as a multiple of fastib: {_origin(header)}. The floor is what the counted bytes, the call, or the counted "
-        f"instructions of AVX2 and exponentials take at rates measured in the same run: AVX-512 may go below it "
-        f"(benches/floors.py).\n\n{table(rows)}"
+        f"Forward and backward, or forward alone where it says so, in ms (median of interleaved rounds), and in "
+        f"brackets as a multiple of fastib: {_origin(header)}. The floor is what the counted bytes, the call, or the "
+        f"counted instructions of AVX2 and exponentials take at rates measured in the same run: AVX-512 may go below "
+        f"it (benches/floors.py).\n\n{table(rows)}"
     )
 
 
@@ -107,11 +107,11 @@ def small_calls(results: Path, brief: bool) -> str:
     content = json.loads(path.read_text())
     rows = content["rows"]
     return (
-        f"Forward and backward in microseconds (median of interleaved rounds): {_origin(content['header'])}. Of the parts "
-        f"of a call, each below the one before, `nothing` is an autograd.Function that does nothing: an operator in Python "
-        f"cannot be cheaper.\n\n"
-        f"{calls.table(rows)}\n\n`reparameterize_with_kl` in other ways, without checks, options and the draw of a seed: "
-        f"{calls.alternatives(rows)}."
+        f"Forward and backward in microseconds (median of interleaved rounds): {_origin(content['header'])}. Of the "
+        f"parts of a call, each below the one before, `nothing` is an autograd.Function that does nothing: an operator "
+        f"in Python cannot be cheaper.\n\n"
+        f"{calls.table(rows)}\n\n`reparameterize_with_kl` in other ways, without checks, options and the draw of a "
+        f"seed: {calls.alternatives(rows)}."
     )
 
 
@@ -120,8 +120,9 @@ def training_steps(results: Path, brief: bool) -> str:
         return ""
     content = json.loads(path.read_text())
     return (
-        f"A step of the demo's models with fused and with plain losses (median of interleaved rounds), the part of sample "
-        f"and KL, or its decomposition, in it, and the most memory that it takes: {_origin(content['header'])}.\n\n"
+        f"A step of the demo's models with fused and with plain losses (median of interleaved rounds), the part of "
+        f"sample and KL, or its decomposition, in it, and the most memory that it takes: "
+        f"{_origin(content['header'])}.\n\n"
         f"{training_step.table(content['rows'])}"
     )
 
@@ -138,12 +139,13 @@ def card(path: Path, brief: bool = False) -> str:
     rates = header["rates"]["cuda"]
     failed = f"; in this run failed: {', '.join(header['failed'])}" if header["failed"] else ""
     return (
-        f"Forward and backward, or forward alone where it says so, in ms of a replay of a CUDA graph that finds nothing in "
-        f"the cache, and in brackets as a multiple of cuda's; then MiB that a call takes beyond its inputs: "
+        f"Forward and backward, or forward alone where it says so, in ms of a replay of a CUDA graph that finds "
+        f"nothing in the cache, and in brackets as a multiple of cuda's; then MiB that a call takes beyond its inputs: "
         f"{header['card']}, driver {header['driver']}, CUDA {header['cuda']}, PyTorch {header['torch']}, Triton "
-        f"{header['triton']}, commit {_commit(header)}, {header['date']}{failed}. The floor is what the counted bytes or "
-        f"exponentials take at rates measured in the same run: {number(rates['bytes_per_second'] / 1e12)} TB/s of a copy "
-        f"and {number(rates['exponentials_per_second'] / 1e12)} * 10^12 exponentials per second.\n\n{card_table(rows)}"
+        f"{header['triton']}, commit {_commit(header)}, {header['date']}{failed}. The floor is what the counted bytes "
+        f"or exponentials take at rates measured in the same run: {number(rates['bytes_per_second'] / 1e12)} TB/s of a "
+        f"copy and {number(rates['exponentials_per_second'] / 1e12)} * 10^12 exponentials per second.\n\n"
+        f"{card_table(rows)}"
     )
 
 
@@ -180,8 +182,8 @@ def sizes(results: Path, brief: bool) -> str:
         return ""
     content = json.loads(path.read_text())
     return (
-        f"Forward and backward in ms (median of interleaved rounds, or one call where it is long), and in brackets as a "
-        f"multiple of auto: {_origin(content['header'])}. Errors are the largest against float64, on 256 rows "
+        f"Forward and backward in ms (median of interleaved rounds, or one call where it is long), and in brackets as "
+        f"a multiple of auto: {_origin(content['header'])}. Errors are the largest against float64, on 256 rows "
         f"and in units of max(1, |value|): of log q(z_d), or of a sample's terms.\n\n"
         f"{large_batches.table(content['rows'])}"
     )

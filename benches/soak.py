@@ -1,8 +1,8 @@
 """Training-like calls for an hour: `python -m benches.soak [--minutes 60]` writes `results/soak.json`.
 
-A round is a forward and a backward pass of every function, of shapes that change from one to the next: on one thread, on
-all, on four threads of Python at once, in two processes at once, and in a child that was forked. All must have the bits
-of the first round on one thread. The memory of the process is noted after each round: it must not grow.
+A round is a forward and a backward pass of every function, of shapes that change from one to the next: on one thread,
+on all, on four threads of Python at once, in two processes at once, and in a child that was forked. All must have the
+bits of the first round on one thread. The memory of the process is noted after each round: it must not grow.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A contender runs forward and backward and returns the gradients by the inputs; in a case of the forward pass alone it
 returns the outputs. `fastib` is the public function; `eager` the few lines of PyTorch that people copy; `torch.compile`
-those same lines, compiled; `KeOps` the same by pykeops, where that is installed; `fastib <isa>` the public function on an
-instruction set other than the one that serves; `fastib float32` beside a case of lower precision.
+those same lines, compiled; `KeOps` the same by pykeops, where that is installed; `fastib <isa>` the public function on
+an instruction set other than the one that serves; `fastib float32` beside a case of lower precision.
 
 What an operator must do is counted for each pass, forward and backward:
 
@@ -11,12 +11,12 @@ What an operator must do is counted for each pass, forward and backward:
 outputs once. A gradient that is the upstream one itself, or one number expanded, moves nothing.
 
 `instructions` counts vector instructions per vector of float32, from the formulas in csrc/common: the arithmetic,
-comparisons and selections, for AVX2; no loads, stores, shuffles or loops. It takes the noise twice, since keeping nothing
-between the passes is what the operators promise.
+comparisons and selections, for AVX2; no loads, stores, shuffles or loops. It takes the noise twice, since keeping
+nothing between the passes is what the operators promise.
 
-For an operator on all pairs of a batch there is one exponential in each pass, per pair and dimension, and `instructions`
-counts the multiplications and multiply-adds beside it: additions have ports of their own on some cores. That is the
-direct algorithm's floor; the near-linear one, which large batches are given to, goes below it.
+For an operator on all pairs of a batch there is one exponential in each pass, per pair and dimension, and
+`instructions` counts the multiplications and multiply-adds beside it: additions have ports of their own on some cores.
+That is the direct algorithm's floor; the near-linear one, which large batches are given to, goes below it.
 """
 
 from __future__ import annotations

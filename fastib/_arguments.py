@@ -280,8 +280,8 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
 
 
 def estimator_of(estimator: Any, dataset_size: Any, components: int | None = None) -> tuple[int, int]:
-    """The estimator and the size of the data set as operators take them: 0 where there is none. Checked as far as it can
-    be where the number of components is yet to come."""
+    """The estimator and the size of the data set as operators take them: 0 where there is none. Checked as far as it
+    can be where the number of components is yet to come."""
     check_choice("estimator", estimator, tuple(ESTIMATORS))
     if dataset_size is None and estimator in ("mss", "mws"):
         raise ValueError(f"dataset_size must be given with estimator={estimator!r}: it is never guessed")

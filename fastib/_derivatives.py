@@ -52,8 +52,8 @@ def _distinct(args: tuple[Any, ...]) -> Iterator[Any]:
 
 
 class Differentiable(Function):
-    """An operator that autograd knows. A subclass has `forward`, and `gradients(needed, grads, tensors, options)`, which
-    gives one for each tensor, None where it isn't needed; the rest is `differentiable`'s."""
+    """An operator that autograd knows. A subclass has `forward`, and `gradients(needed, grads, tensors, options)`,
+    which gives one for each tensor, None where it isn't needed; the rest is `differentiable`'s."""
 
     generate_vmap_rule = True
     tensors: ClassVar[int]

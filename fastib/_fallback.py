@@ -1,7 +1,7 @@
 """The kernels of last resort, in plain PyTorch, for devices that have no compiled ones.
 
-Backward kernels are the derivatives written out, since nothing records a graph inside an operator. Forward ones write to
-nothing: they are also what derivatives and graphs of torch.compile are made of, where that has its limits.
+Backward kernels are the derivatives written out, since nothing records a graph inside an operator. Forward ones write
+to nothing: they are also what derivatives and graphs of torch.compile are made of, where that has its limits.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Kernels register their implementation under these schemas: C++ and CUDA ones when fastib._C and fastib._C_cuda are
 loaded, Triton's where `_backends` says, the plain-PyTorch `_fallback.KERNELS` beneath them. Only this file calls
 torch.ops.fastib. `reduction` is a `Reduction`, and `divisor` divides what it gives; a `floor` above 0 holds for each
-element before that. Noise comes from `noise`, or else from `rng`. `wanted` has bit i set where gradient i is wanted; the
-others are empty tensors.
+element before that. Noise comes from `noise`, or else from `rng`. `wanted` has bit i set where gradient i is wanted;
+the others are empty tensors.
 """
 
 from __future__ import annotations
@@ -286,7 +286,8 @@ def log_variance_penalty(logvar: Tensor, reduction: int, divisor: int) -> Tensor
 
 @_operator("log_variance_penalty_backward(Tensor grad, Tensor logvar, int reduction, SymInt divisor) -> Tensor")
 def log_variance_penalty_backward(grad: Tensor, logvar: Tensor, reduction: int, divisor: int) -> Tensor:
-    """Constant along what was reduced: no memory. An operator for torch.compile alone, which loses a size on the way."""
+    """Constant along what was reduced: no memory. An operator for torch.compile alone, which loses a size on the
+    way."""
     return _formulas.spread(grad.to(logvar.dtype, copy=True), logvar.shape, reduction)
 
 

@@ -19,7 +19,8 @@ def run(checkpoint: Path, rows: int | None = None, seed: int = 0, data: str | No
     Args:
         checkpoint: a file that `python -m fastib demo` or `train` wrote, whose model is to encode all that it was
             trained on, or that `torch.save({"mu": mu, "logvar": logvar}, checkpoint)` wrote: posteriors, two of [N, D],
-            and maybe "z", a sample of each. What is done is kept beside it, in a file of its name and ".partial", until the end.
+            and maybe "z", a sample of each. What is done is kept beside it, in a file of its name and ".partial", until
+            the end.
         rows: so many samples, drawn at random, instead of all; each meets all posteriors.
         seed: of the samples z and of the choice of rows.
         data: the folder of the data set's files, where it is no longer that of the training.

@@ -37,7 +37,8 @@ LATENT = 10
 DATASET_SIZE = math.prod(Sprites.factor_sizes)
 # Of the mean loss of the last LAST steps. Measured: 1e-9 to 9e-7 for the beta-VAE, over four seeds and 100 to 1500
 # steps; for the beta-TCVAE, whose gradients are small differences of sums over all pairs, 3e-6 (300 steps of seed 0) to
-# 9e-4 (150 of seed 3): it grows while latent dimensions come alive, which rounding may bring a step sooner, and shrinks.
+# 9e-4 (150 of seed 3): it grows while latent dimensions come alive, which rounding may bring a step sooner, and
+# shrinks.
 TOLERANCE = {"beta-vae": 1e-5, "beta-tcvae": 1e-3}
 LAST = 50
 
@@ -52,7 +53,8 @@ class Step(NamedTuple):
 
 
 class DemoResult(NamedTuple):
-    """What the two trainings came to. `difference` is the relative difference of their mean loss over the last steps."""
+    """What the two trainings came to. `difference` is the relative difference of their mean loss over the last
+    steps."""
 
     fused: list[Step]
     plain: list[Step]
@@ -191,7 +193,8 @@ def run(
     assert isinstance(model, VAE) and isinstance(model.network, ConvVAE)
     fused, plain = Training(model.network, losses[0]), Training(copy.deepcopy(model.network), losses[1])
     print(
-        f"Training two {LOSSES[loss][0]}s on {len(sprites)} sprites of 64 x 64, batch {BATCH}, {torch.get_num_threads()} threads."
+        f"Training two {LOSSES[loss][0]}s on {len(sprites)} sprites of 64 x 64, batch {BATCH}, "
+        f"{torch.get_num_threads()} threads."
     )
     _train(fused, plain, _batches(sprites, seed), seconds, steps)
     if not plain.steps or not fused.steps:
@@ -304,7 +307,8 @@ def report(result: DemoResult) -> str:
         f"{result.difference:.1e} of their value: {verdict}."
     )
     lines.append(
-        "'loss of step': the share of sample and KL, forward and backward, in a training step: beside a conv net, small."
+        "'loss of step': the share of sample and KL, forward and backward, in a training step: "
+        "beside a conv net, small."
     )
     lines.append(f"Reconstructions and latent traversals: {result.picture}")
     lines.append(f"Its information, exactly: python -m fastib decompose {result.picture.with_name('model.pt')}")

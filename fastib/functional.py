@@ -21,16 +21,16 @@ value.
 
 Under torch.autocast, tensors of several dtypes are promoted to the widest of them.
 
-Derivatives. Gradients are compiled kernels'. Derivatives of gradients, and those forwards, are taken from the expression
-in plain PyTorch, in the memory that it takes. `torch.func` has all its transforms but `functionalize`, which knows no
-autograd.Function; `vmap` runs `gaussian_kl` and `log_variance_penalty` for all examples at once, and the others for one
-after the other.
+Derivatives. Gradients are compiled kernels'. Derivatives of gradients, and those forwards, are taken from the
+expression in plain PyTorch, in the memory that it takes. `torch.func` has all its transforms but `functionalize`, which
+knows no autograd.Function; `vmap` runs `gaussian_kl` and `log_variance_penalty` for all examples at once, and the
+others for one after the other.
 
 torch.compile. One graph serves all sizes of a batch, with the bits of the eager call; it refuses `generator`. Noise is
 drawn anew in each call, and never again for a backward pass that recomputes to save memory, except at
-`torch._functorch.config.activation_memory_budget = 0`, which repeats whatever has been drawn: pass `rng` there. Inside a
-graph, `torch.func` differentiates the expression in plain PyTorch; where PyTorch compiles a broadcast anew for each size
-of a batch, as in `jvp` and in `vmap` of `grad`, so it does. An exported model trains, by the same kernels.
+`torch._functorch.config.activation_memory_budget = 0`, which repeats whatever has been drawn: pass `rng` there. Inside
+a graph, `torch.func` differentiates the expression in plain PyTorch; where PyTorch compiles a broadcast anew for each
+size of a batch, as in `jvp` and in `vmap` of `grad`, so it does. An exported model trains, by the same kernels.
 """
 
 from __future__ import annotations
@@ -264,8 +264,8 @@ def information_dropout(
         kl.sum() / x.shape[0]
 
     Args:
-        x: activations, [B, ..., D]: not negative for the log-uniform prior, positive for the log-normal one (at 0 its KL
-            is infinite).
+        x: activations, [B, ..., D]: not negative for the log-uniform prior, positive for the log-normal one (at 0 its
+            KL is infinite).
         log_std: logarithm of the standard deviation of the log noise, like `x`. (It is log(alpha) of the paper, whose
             alpha is a standard deviation. From a log-variance, pass half of it.)
         prior: "log_uniform" or "log_normal".
@@ -365,8 +365,8 @@ def aggregate_posterior(
     Raises:
         TypeError: for a tensor of a wrong dtype, a `dataset_size` or `row_offset` that is not an integer, or weights
             that are not two numbers.
-        ValueError: if shapes or devices do not match; for an unknown estimator, N missing or smaller than N', fewer than
-            two components where the estimator divides by N' - 1, negative weights, two sources of weights, rows
+        ValueError: if shapes or devices do not match; for an unknown estimator, N missing or smaller than N', fewer
+            than two components where the estimator divides by N' - 1, negative weights, two sources of weights, rows
             without a component of their own where it has a weight of its own, `log_weights` that require a gradient, or
             an unknown `algorithm`.
 
@@ -493,8 +493,8 @@ def elbo_decomposition(
         ValueError: if shapes or devices do not match; for an unknown estimator, reduction or algorithm, N missing or
             smaller than B, B < 2 where the estimator divides by B - 1, or rows beyond the posteriors; with `group`, on
             all ranks, if what they pass does not agree.
-        RuntimeError: with `group`, if another rank has wrong arguments, or fails or leaves, in either pass. For one that
-            neither comes nor leaves, the ranks wait as long as the group's timeout says.
+        RuntimeError: with `group`, if another rank has wrong arguments, or fails or leaves, in either pass. For one
+            that neither comes nor leaves, the ranks wait as long as the group's timeout says.
 
     Source: Chen et al. 2018, equation 2; Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -537,7 +537,8 @@ def total_correlation(
     Arguments, gradients and errors are those of `elbo_decomposition`, of which this is the second term.
 
     Returns:
-        The total correlation in nats, in float32 (float64 for float64): a scalar, or [S] for "none", one of each row of z.
+        The total correlation in nats, in float32 (float64 for float64): a scalar, or [S] for "none", one of each row of
+        z.
 
     Source: Chen et al. 2018, equation 2; Watanabe 1960.
 

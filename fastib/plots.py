@@ -82,9 +82,10 @@ def information_maps(model: AllCNN, images: Tensor, path: Path) -> None:
 
 @torch.no_grad()
 def entities(model: SceneModel, images: Tensor, path: Path) -> None:
-    """Images, what is composed of the entities that are found there, with the boxes that they were found in, if the model
-    has any, and each entity by itself, black where none is. Below them, for a model that decodes codes: what an image becomes where a dimension of one entity's code goes from -3 to 3,
-    in the order of their KL, and the others stay; of the entity that is found first in the first of the fullest images."""
+    """Images, what is composed of the entities that are found there, with the boxes that they were found in, if the
+    model has any, and each entity by itself, black where none is. Below them, for a model that decodes codes: what an
+    image becomes where a dimension of one entity's code goes from -3 to 3, in the order of their KL, and the others
+    stay; of the entity that is found first in the first of the fullest images."""
     found = model.entities(images)
     own = found.images * found.there[..., None, None, None]
     rows = [("image", images), ("composition", model.compose(found))]
@@ -130,8 +131,8 @@ def run(kind: str, runs: Sequence[Path], output: Path | None = None, seed: int =
     """Draws a picture of runs, and prints where it is.
 
     Args:
-        kind: "traversals", "information" or "entities" of a checkpoint, "dimensions" of a log, or "rate-distortion" of the
-            evaluations of several runs.
+        kind: "traversals", "information" or "entities" of a checkpoint, "dimensions" of a log, or "rate-distortion" of
+            the evaluations of several runs.
         runs: their folders, of which all but "rate-distortion" take one.
         output: the PNG file (default: `kind`.png in the folder of the first run).
         seed: of the choice of the images.

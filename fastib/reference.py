@@ -27,8 +27,8 @@ class InformationCeiling:
     """What a tuple that has the mutual information knows of it beside its value."""
 
     inverse_weight: int | None = None
-    """1 / w_self. An integer, since a graph of torch.compile returns those for a batch of any size. What rebuilds a tuple
-    from its terms alone, as `torch.utils._pytree` does, leaves None, and the ceiling that always holds."""
+    """1 / w_self. An integer, since a graph of torch.compile returns those for a batch of any size. What rebuilds a
+    tuple from its terms alone, as `torch.utils._pytree` does, leaves None, and the ceiling that always holds."""
 
     @property
     def mutual_information_ceiling(self) -> float:

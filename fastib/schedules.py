@@ -24,8 +24,8 @@ class Schedule(nn.Module, abc.ABC):
     where that is the GPU: what is on the CPU is a constant of the graph, as any number is.
     """
 
-    # Of one element: in a tensor of no dimensions, torch.compile loses what is written. The steps taken are in a tensor,
-    # too, since a graph takes a number for a constant; on the CPU, where to read it waits for no GPU.
+    # Of one element: in a tensor of no dimensions, torch.compile loses what is written. The steps taken are in a
+    # tensor, too, since a graph takes a number for a constant; on the CPU, where to read it waits for no GPU.
     _values: Tensor
 
     def __init__(self) -> None:

@@ -266,7 +266,8 @@ def _dataset(config: Config) -> FactoredImages:
 
 
 def _go_on(training: Training, output: Path) -> None:
-    """Takes the place of the run that is in the folder, if there is one; refuses other files that would be written to."""
+    """Takes the place of the run that is in the folder, if there is one; refuses other files that would be written
+    to."""
     config, path = training.config, output / checkpoints.NAME
     if path.exists():
         checkpoint = checkpoints.load(path)

@@ -1,5 +1,5 @@
-"""Arguments of any kind, made of bytes: `python tests/fuzz_boundary.py -runs=100000` (pip install atheris) looks for bytes
-that reach new lines of fastib, and takes libFuzzer's options; test_fuzz.py tries random ones.
+"""Arguments of any kind, made of bytes: `python tests/fuzz_boundary.py -runs=100000` (pip install atheris) looks for
+bytes that reach new lines of fastib, and takes libFuzzer's options; test_fuzz.py tries random ones.
 
 A public function and its twin in plain PyTorch must agree on any arguments: both give results of the same shapes and
 dtypes, or both raise the same error. Neither changes what it was given, and no error is Python's own.

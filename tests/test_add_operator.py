@@ -1,4 +1,5 @@
-"""An operator is added as CONTRIBUTING.md says: add_operator.patch adds a small one, forward and backward, everywhere."""
+"""An operator is added as CONTRIBUTING.md says: add_operator.patch adds a small one, forward and backward,
+everywhere."""
 
 from __future__ import annotations
 

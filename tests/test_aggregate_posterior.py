@@ -195,9 +195,11 @@ ROUNDINGS = 3.5
 
 
 def check(make: Make, dtype: torch.dtype, kind: str, of_values: float = 0.0, of_gradients: float = ROUNDINGS) -> None:
-    """Values and gradients; errors count beyond so many roundings of each exponent: for inputs of whatever size those of
-    the values, too, since that of 20 dimensions, each a standard deviation of 0.05 wide, is a difference of hundreds."""
-    # Plain float64 rounds exponents of thousands two or three times, ours up to five: once more for their unit, log2(e).
+    """Values and gradients; errors count beyond so many roundings of each exponent: for inputs of whatever size those
+    of the values, too, since that of 20 dimensions, each a standard deviation of 0.05 wide, is a difference of
+    hundreds."""
+    # Plain float64 rounds exponents of thousands two or three times, ours up to five: once more for their unit,
+    # log2(e).
     slack = 320 if dtype == torch.float64 else 64 if kind == "others_hardly" else 24
     inputs = tuple(t.requires_grad_() for t in make(dtype))
     weightings = _weightings(inputs[0], inputs[1])

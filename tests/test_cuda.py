@@ -18,8 +18,8 @@ from fastib import _fallback
 
 # Each kernel, of ragged and strided inputs; on float16 it is the same as on bfloat16 but for a conversion.
 EACH_KERNEL = (
-    f"{WHERE_EMULATED} and not gradcheck and not one_tiny and not torch.float16 and (vae or -chunk or transposed or known or one_dimension or "
-    "many_dimensions or far or log_weights or 33 or free_bits or broadcast_prior)"
+    f"{WHERE_EMULATED} and not gradcheck and not one_tiny and not torch.float16 and (vae or -chunk or transposed or "
+    "known or one_dimension or many_dimensions or far or log_weights or 33 or free_bits or broadcast_prior)"
 )
 
 
@@ -68,12 +68,16 @@ def test_each_kernel_in_any_order_and_under_sanitizers() -> None:
 # What the checks must see: a name, the sanitizer, the edit, and what is said of it. First of sums,
 FAULTS = [
     ("a barrier is missing", "thread", "= value;\n  __syncthreads();", "= value;", "data race"),
-    ("blocks add to one sum", "thread", "else partials[blockIdx.x] = total;", "else partials[0] += total;", "data race"),
+    ("blocks add to one sum", "thread", "else partials[blockIdx.x] = total;", "else partials[0] += total;",
+     "data race"),
     ("shared memory is too small", "address", "tile, S[kTile]", "tile, S[kTile / 8]", "out of bounds"),
-    ("a result is beyond the end", "address", "out[first_row + r] =", "out[first_row + r + 1] =", "heap-buffer-overflow"),
-    ("half a block skips a barrier", None, "  if (threadIdx.x % kWarp == 0) of", "  if (threadIdx.x < 128) return 0;\n  of",
+    ("a result is beyond the end", "address", "out[first_row + r] =", "out[first_row + r + 1] =",
+     "heap-buffer-overflow"),
+    ("half a block skips a barrier", None, "  if (threadIdx.x % kWarp == 0) of",
+     "  if (threadIdx.x < 128) return 0;\n  of",
      "deadlock: of 256 threads 128 at a barrier"),
-    ("memory is read unwritten", None, "threadIdx.x % kWarp == 0) of_warps", "threadIdx.x % kWarp == 99) of_warps", "nan"),
+    ("memory is read unwritten", None, "threadIdx.x % kWarp == 0) of_warps", "threadIdx.x % kWarp == 99) of_warps",
+     "nan"),
 ]  # fmt: skip
 # then of the passes over all pairs, into whose shared memory each warp copies what comes.
 FAULTS_OF_PAIRS = [

@@ -1,4 +1,5 @@
-"""Three programs as people write them, each run on plain PyTorch and, with its import changed, on fastib: equal curves."""
+"""Three programs as people write them, each run on plain PyTorch and, with its import changed, on fastib: equal
+curves."""
 
 from __future__ import annotations
 

@@ -57,7 +57,8 @@ def test_an_estimated_error_costs() -> None:
 
 def test_it_holds() -> None:
     """Of classifiers that guess the label of n images, the best: it costs log(classifiers) nats to say which it is. Its
-    true error is a half, and the bound is below that as seldom as it says; without the information it would be often."""
+    true error is a half, and the bound is below that as seldom as it says; without the information it would be
+    often."""
     count, n, delta = 1024, 40, 0.5
     errors = torch.distributions.Binomial(n, 0.5).sample((4000, count)).min(1).values / n
     bounds = torch.tensor([pac_bayes_bound(e, math.log(count), n, delta) for e in errors.tolist()])

@@ -57,7 +57,8 @@ def test_operators() -> None:
 # What must be seen: the sanitizer, a file, the edit, and what is said of it.
 FAULTS = {
     "a write beyond the end": (
-        "address", "reduction.cpp", "partials.resize(size_t(2 * chunks()))", "partials.resize(size_t(2 * chunks() - 2))",
+        "address", "reduction.cpp", "partials.resize(size_t(2 * chunks()))",
+        "partials.resize(size_t(2 * chunks() - 2))",
         "heap-buffer-overflow",
     ),
     "an integer overflows": (
@@ -65,7 +66,8 @@ FAULTS = {
         "signed integer overflow",
     ),
     "threads write to one place": (
-        "thread", "log_variance_penalty.cpp", "  Buffer<T> buffer;\n", "  Buffer<T> buffer;\n  a.reduction->scale += 1;\n",
+        "thread", "log_variance_penalty.cpp", "  Buffer<T> buffer;\n",
+        "  Buffer<T> buffer;\n  a.reduction->scale += 1;\n",
         "data race",
     ),
 }  # fmt: skip

@@ -234,7 +234,8 @@ def test_deterministic_algorithms_refuse_nothing(name: str) -> None:
 
 
 class _OnTheDevice(TorchDispatchMode):
-    """Refuses what waits for a device: numbers read from it, shapes that depend on them, and tensors made of the host's."""
+    """Refuses what waits for a device: numbers read from it, shapes that depend on them, and tensors made of the
+    host's."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item", "lift_fresh")
 

@@ -20,8 +20,8 @@ triton = pytest.importorskip("triton")
 
 _ELEMENTWISE = (
     f"{WHERE_INTERPRETED} and not free_bits_of_each and (not torch. or (vae or transposed) and not batchmean and "
-    "not mean- or near_zero or wide-torch or extreme-torch or non_finite or signed_zero or (0d or empty or -chunk-) and "
-    "(float32 or bfloat16) and not -mean and not batchmean) and (not torch.float16 or vae)"
+    "not mean- or near_zero or wide-torch or extreme-torch or non_finite or signed_zero or (0d or empty or -chunk-) "
+    "and (float32 or bfloat16) and not -mean and not batchmean) and (not torch.float16 or vae)"
 )
 _PAIRS = (
     f"{WHERE_INTERPRETED} and not 150 and not many_dimensions and not large_densities and not several_tasks and "

@@ -56,7 +56,8 @@ def test_information_is_the_sum_over_all_weights(posterior: str) -> None:
     expected = math.fsum(map(math.fsum, kls))
     _, information = network(torch.rand(4, 7).double())
     assert information.item() == pytest.approx(expected, rel=1e-6)
-    # The errors of other libraries: the mean of each tensor; of all; a factor of 2; a standard deviation for a variance.
+    # The errors of other libraries: the mean of each tensor; of all; a factor of 2; a standard deviation for a
+    # variance.
     of_tensors = math.fsum(math.fsum(of_layer) / len(of_layer) for of_layer in kls)
     of_deviations = math.fsum(_kl(posterior, m, v**0.5, fan_in) for of_layer in weights for m, v, fan_in in of_layer)
     for wrong in (of_tensors, expected / 58, 2 * expected, expected / 2, of_deviations):

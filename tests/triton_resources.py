@@ -82,7 +82,8 @@ def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Varian
 
 
 def variants(dims: int = 40) -> list[Variant]:
-    """Of all launches, for tensors of so many columns. Nothing is run, so this also shows that nothing on the device is read by the host."""
+    """Of all launches, for tensors of so many columns. Nothing is run, so this also shows that nothing on the device is
+    read by the host."""
     found: dict[Variant, None] = {}
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool, **meta: Any) -> None:

@@ -2,8 +2,8 @@
 
 A choice fixes the order of their sums, and so may change last bits. It is made once for a device, the dtypes and a
 class of sizes, and Triton keeps it on disk: every run after the first has the same bits. Where the bits must not depend
-on it, it is the first of the list: under torch.use_deterministic_algorithms. A CUDA graph has the choice of its warm-up,
-without which it could neither time nor load anything.
+on it, it is the first of the list: under torch.use_deterministic_algorithms. A CUDA graph has the choice of its
+warm-up, without which it could neither time nor load anything.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Data sets of images that are labelled by their factors: computed, or read from files that are there. None downloads."""
+"""Data sets of images that are labelled by their factors: computed, or read from files that are there. None
+downloads."""
 
 from fastib.datasets._images import FactoredImages
 from fastib.datasets.labelled import LabelledImages, digits, mnist

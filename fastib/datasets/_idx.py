@@ -27,8 +27,8 @@ def read(path: Path, dims: int) -> Tensor:
     magic = bytes([0, 0, _UNSIGNED_BYTE, dims])
     if content[:4] != magic or len(content) < start:
         raise ValueError(
-            f"{path} must be an IDX file of bytes in {dims} dimensions, which begins with {magic.hex()} and is at least "
-            f"{start} bytes long, got {content[:4].hex()} and {len(content)}"
+            f"{path} must be an IDX file of bytes in {dims} dimensions, which begins with {magic.hex()} and is at "
+            f"least {start} bytes long, got {content[:4].hex()} and {len(content)}"
         )
     shape = struct.unpack(f">{dims}I", content[4:start])
     if len(content) - start != math.prod(shape) or math.prod(shape) == 0:

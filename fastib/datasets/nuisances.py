@@ -1,4 +1,5 @@
-"""Labelled images with something in them that doesn't tell the label, and is known: for measuring what is kept of it."""
+"""Labelled images with something in them that doesn't tell the label, and is known: for measuring what is kept of
+it."""
 
 from __future__ import annotations
 
@@ -94,8 +95,8 @@ class Cluttered(FactoredImages):
 
     Raises:
         TypeError: for an argument of another type.
-        ValueError: if `side` is too small, `piece` too large or below 1, `pieces` or `seed` negative, or there are pieces
-            but no others to cut them from.
+        ValueError: if `side` is too small, `piece` too large or below 1, `pieces` or `seed` negative, or there are
+            pieces but no others to cut them from.
 
     Source: Mnih et al. 2014, "Recurrent Models of Visual Attention", whose cluttered translated MNIST this is.
 

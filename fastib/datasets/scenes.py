@@ -16,10 +16,10 @@ class Scenes(FactoredImages):
     """Black canvases with none to several of another data set's images, the objects, somewhere on each, inside, whole;
     where two overlap, the brighter is seen.
 
-    What is where is drawn once: it is always the same. Every count is as likely; so is every object, and every place, as
-    far as the objects of a scene are apart: by three quarters of their side, from centre to centre, unless there is no
-    room. The factors are the count and then, of each object, its own factors, its row and its column (of its upper left
-    corner), each from 1, and 0 where there is no object.
+    What is where is drawn once: it is always the same. Every count is as likely; so is every object, and every place,
+    as far as the objects of a scene are apart: by three quarters of their side, from centre to centre, unless there is
+    no room. The factors are the count and then, of each object, its own factors, its row and its column (of its upper
+    left corner), each from 1, and 0 where there is no object.
 
     Args:
         objects: of one channel; resized, with antialiasing, to `size` x `size`.

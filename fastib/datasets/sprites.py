@@ -44,8 +44,8 @@ class Sprites(FactoredImages):
     in row-major order: y changes fastest. Nothing is stored but the 720 sprites, each rendered once in the middle of a
     black field (26 MB, a fraction of a second): an image is the window of that field that puts the sprite in its place.
 
-    Images are float32 [1, size, size] in [0, 1], edges smoothed over a pixel. All sprites are inside, whole. A sample is
-    an image alone, without its factors.
+    Images are float32 [1, size, size] in [0, 1], edges smoothed over a pixel. All sprites are inside, whole. A sample
+    is an image alone, without its factors.
 
     Args:
         size: 64, or 32 for images whose pixels are the means of 2 x 2 of those: a position is then half a pixel.

@@ -43,15 +43,16 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     """Measures the model of a checkpoint, prints the results, and writes them beside it as `evaluation.json`.
 
     For a VAE: distortion (the reconstruction) and rate, exact mutual information, total correlation and dimension-wise
-    KL, active units and the Gaussian total correlation and, where there are several factors, the mutual information gap,
-    the FactorVAE score, DCI and SAP, over the images that it was trained on. For a classifier, over the images to test
-    with: error, cross-entropy and information; the error after a step of the size `EPSILONS` along the sign of the
-    gradient; and, where there is a nuisance, what a probe reads of it and of the label, in nats, from the image and from
-    each layer. Where the information is in the weights, also error and cross-entropy of drawn weights on all images that
-    were trained on, and the PAC-Bayes bound of a Gaussian posterior. For the catch: errors, the share of the images that
-    have their own index, and MI and TC of the codes, exactly and as each estimator has them. For a model of scenes, over those to test with:
-    distortion and rate, squared error, how often the count is right and by how much it is wrong, the share of the objects
-    that are matched with an entity, and MIG and DCI of the codes of those.
+    KL, active units and the Gaussian total correlation and, where there are several factors, the mutual information
+    gap, the FactorVAE score, DCI and SAP, over the images that it was trained on. For a classifier, over the images to
+    test with: error, cross-entropy and information; the error after a step of the size `EPSILONS` along the sign of the
+    gradient; and, where there is a nuisance, what a probe reads of it and of the label, in nats, from the image and
+    from each layer. Where the information is in the weights, also error and cross-entropy of drawn weights on all
+    images that were trained on, and the PAC-Bayes bound of a Gaussian posterior. For the catch: errors, the share of
+    the images that have their own index, and MI and TC of the codes, exactly and as each estimator has them. For a
+    model of scenes, over those to test with: distortion and rate, squared error, how often the count is right and by
+    how much it is wrong, the share of the objects that are matched with an entity, and MIG and DCI of the codes of
+    those.
 
     Args:
         checkpoint: a file of `python -m fastib train`, or of the demo.

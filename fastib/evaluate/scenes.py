@@ -36,9 +36,9 @@ def of_scenes(model: SceneModel, train: Scenes, test: Scenes, images: int | None
     """The metrics of a model of scenes, over the images to test with. What an entity of a `MultiEntityVAE` must know to
     be there, `threshold`, is read from images that it was trained on, of which no factor is looked at.
 
-    The entities that are there are matched with the objects by place, one to one, where the centre of mass of an entity's
-    own image is within half an object of the object's centre. What the codes of the matched ones say of the factors of
-    their objects is measured as it is of a VAE.
+    The entities that are there are matched with the objects by place, one to one, where the centre of mass of an
+    entity's own image is within half an object of the object's centre. What the codes of the matched ones say of the
+    factors of their objects is measured as it is of a VAE.
     """
     with seeded(seed):
         indices = chosen(test, images)

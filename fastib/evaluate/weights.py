@@ -29,9 +29,9 @@ def of_weights(
     """The metrics of a classifier, and error and cross-entropy of weights drawn from the posterior: on all images that
     it was trained on, with the labels that they had there, and the error on the images to test with.
 
-    The PAC-Bayes bound is of the Gaussian posterior alone: the log-uniform prior of the other one is no distribution, and
-    its information is a KL only up to a constant. It holds with probability 0.95 for all the priors of which one was
-    chosen (a union bound over them). It bounds the error of drawn weights on images that are labelled as
+    The PAC-Bayes bound is of the Gaussian posterior alone: the log-uniform prior of the other one is no distribution,
+    and its information is a KL only up to a constant. It holds with probability 0.95 for all the priors of which one
+    was chosen (a union bound over them). It bounds the error of drawn weights on images that are labelled as
     those of the training are: with labels at random, so are those that it speaks of.
     """
     results = of_classifier(model, train, test, images, seed)

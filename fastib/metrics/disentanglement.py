@@ -1,7 +1,7 @@
 """Whether each latent dimension carries one factor that the data were made from, and each factor has one dimension.
 
-`codes` are the means of the encoder, [n, D], and `factors` the integers behind the same n samples, int64 [n, K], both on
-one device. Factors and latent dimensions may come in any order and number. The scale of a dimension matters only to
+`codes` are the means of the encoder, [n, D], and `factors` the integers behind the same n samples, int64 [n, K], both
+on one device. Factors and latent dimensions may come in any order and number. The scale of a dimension matters only to
 whether it is active, or collapsed. A factor that has one value only is left out of every mean over the factors. Nothing
 here has a gradient, and what is random is a function of `seed` alone.
 """
@@ -92,9 +92,9 @@ def mutual_information_gap(
         z = fastib.reparameterize(codes, logvar, rng=torch.tensor([seed, 0]))
         information[j, k] = (log_q(z[:, j] | v[:, k]) - log_q(z[:, j])).mean()
 
-    where q(z_j) is the mixture of the posteriors of all n rows and q(z_j | v_k) that of the rows with this v_k: with all
-    rows of a data set nothing else is estimated. That is near-linear in n, seconds for the 737 280 rows of the sprites;
-    float64 sums over all pairs. Values of a factor weigh as often as they occur.
+    where q(z_j) is the mixture of the posteriors of all n rows and q(z_j | v_k) that of the rows with this v_k: with
+    all rows of a data set nothing else is estimated. That is near-linear in n, seconds for the 737 280 rows of the
+    sprites; float64 sums over all pairs. Values of a factor weigh as often as they occur.
 
     Args:
         codes: the means, [n, D], D >= 2.
@@ -107,13 +107,13 @@ def mutual_information_gap(
         (score, gaps, information): a float, and float64 tensors [K] and [D, K], the latter in nats.
 
     Raises:
-        TypeError: for codes that are not of a floating dtype, factors that are not int64, a `bins` or `seed` that is not
-            an integer.
+        TypeError: for codes that are not of a floating dtype, factors that are not int64, a `bins` or `seed` that is
+            not an integer.
         ValueError: if shapes or devices do not match, a code is not finite, there are fewer than two rows or latent
             dimensions, no factor varies, or `bins` is below 2.
 
-    Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 6 and appendix B; Locatello et al.
-    2019, "Challenging common assumptions in the unsupervised learning of disentangled representations".
+    Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 6 and appendix B; Locatello et
+    al. 2019, "Challenging common assumptions in the unsupervised learning of disentangled representations".
 
     >>> import torch
     >>> from fastib.metrics import mutual_information_gap
@@ -237,9 +237,10 @@ def dci(codes: Tensor, factors: Tensor, *, seed: int = 0) -> DCI:
         sum to 1, or to 0 where the codes or the factor do not vary.
 
     Raises:
-        TypeError: for codes that are not of a floating dtype, factors that are not int64, a seed that is not an integer.
-        ValueError: if shapes or devices do not match, a code is not finite, there are too few rows or latent dimensions,
-            or less than two factors vary.
+        TypeError: for codes that are not of a floating dtype, factors that are not int64, a seed that is not an
+            integer.
+        ValueError: if shapes or devices do not match, a code is not finite, there are too few rows or latent
+            dimensions, or less than two factors vary.
         ImportError: without scikit-learn, which the extra `models` installs.
 
     Source: Eastwood & Williams 2018, "A framework for the quantitative evaluation of disentangled representations".
@@ -280,9 +281,9 @@ def sap(codes: Tensor, factors: Tensor, *, categorical: Sequence[int] = ()) -> S
         first, second = predictability.topk(2, dim=0).values
         score = (first - second).mean()
 
-    For a factor whose values have no order it is the balanced accuracy of the best thresholds on the dimension, one less
-    than the factor has values (by a decision tree); by chance it is one over the number of values. A constant dimension
-    predicts nothing: 0.
+    For a factor whose values have no order it is the balanced accuracy of the best thresholds on the dimension, one
+    less than the factor has values (by a decision tree); by chance it is one over the number of values. A constant
+    dimension predicts nothing: 0.
 
     Args:
         codes: the means, [n, D], D >= 2.
@@ -293,7 +294,8 @@ def sap(codes: Tensor, factors: Tensor, *, categorical: Sequence[int] = ()) -> S
         (score, gaps, predictability): a float, and float64 tensors [K] and [D, K].
 
     Raises:
-        TypeError: for codes that are not of a floating dtype, factors that are not int64, or `categorical` not integers.
+        TypeError: for codes that are not of a floating dtype, factors that are not int64, or `categorical` not
+            integers.
         ValueError: if shapes or devices do not match, a code is not finite, there are fewer than two rows or latent
             dimensions, no factor varies, or `categorical` has a number that is no column.
         ImportError: with `categorical`, without scikit-learn, which the extra `models` installs.
@@ -358,9 +360,9 @@ def gaussian_total_correlation(codes: Tensor) -> float:
 
         (torch.log(codes.var(0)).sum() - torch.logdet(codes.T.cov())) / 2
 
-    computed in float64 from the correlations, which the scale of a dimension does not change. It is inf where a dimension
-    is a linear function of others, as it must be with no more rows than dimensions. A dimension that is constant depends
-    on no other, and adds nothing.
+    computed in float64 from the correlations, which the scale of a dimension does not change. It is inf where a
+    dimension is a linear function of others, as it must be with no more rows than dimensions. A dimension that is
+    constant depends on no other, and adds nothing.
 
     Args:
         codes: the means or samples, [n, D].
@@ -373,7 +375,8 @@ def gaussian_total_correlation(codes: Tensor) -> float:
         ValueError: if `codes` are not finite or have fewer than two rows.
 
     Source: Watanabe 1960, "Information theoretical analysis of multivariate correlation"; as a measure of codes,
-    Locatello et al. 2019, "Challenging common assumptions in the unsupervised learning of disentangled representations".
+    Locatello et al. 2019, "Challenging common assumptions in the unsupervised learning of disentangled
+    representations".
 
     >>> import torch
     >>> from fastib.metrics import gaussian_total_correlation
@@ -444,7 +447,8 @@ def _rows_of_each_value(values: Tensor) -> tuple[Tensor, ...]:
 
 
 def _rows_of_votes(values: Tensor, fixed: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """For each vote, so many rows that have one value of the factor that is fixed. Values weigh as often as they occur."""
+    """For each vote, so many rows that have one value of the factor that is fixed. Values weigh as often as they
+    occur."""
     groups = {k: _rows_of_each_value(values[:, k]) for k in set(fixed.tolist())}
     like = torch.randint(len(values), fixed.shape, generator=generator)
     drawn = []

@@ -53,8 +53,8 @@ def exact_elbo_decomposition(
         encoder: what gives (mu, logvar), two of [batch, D], for a batch of samples; a module, or a method of one, runs
             in evaluation mode, on the device of its parameters. Or the posteriors themselves: (mu, logvar), or
             (z, mu, logvar) with one sample of each, all [N, D]. The three may be given as three arguments, too.
-        dataset: the data that an encoder is to see: a tensor of samples, a `torch.utils.data.Dataset`, or an iterable of
-            batches, such as a `DataLoader`. The first element of a sample or batch that is a tuple is the encoder's.
+        dataset: the data that an encoder is to see: a tensor of samples, a `torch.utils.data.Dataset`, or an iterable
+            of batches, such as a `DataLoader`. The first element of a sample or batch that is a tuple is the encoder's.
         rows: so many of the N samples, drawn without replacement, instead of all; each still meets all N posteriors.
         seed: of the samples z and of the choice of rows.
         reduction: over the rows: "none" (in the order of the data set), "sum" or "mean".
@@ -63,13 +63,14 @@ def exact_elbo_decomposition(
         progress: whether to show a bar with an estimate of the time left.
 
     Returns:
-        The named tuple of `fastib.elbo_decomposition`, in nats, with the ceiling ln N of the mutual information and, for
-        "mean", `standard_errors`: of the three means over samples of the data and of z, s / sqrt(rows).
+        The named tuple of `fastib.elbo_decomposition`, in nats, with the ceiling ln N of the mutual information and,
+        for "mean", `standard_errors`: of the three means over samples of the data and of z, s / sqrt(rows).
 
     Gradients: none.
 
     Raises:
-        TypeError: for a tensor of a wrong dtype, an encoder that does not give two tensors, an argument of a wrong type.
+        TypeError: for a tensor of a wrong dtype, an encoder that does not give two tensors, an argument of a wrong
+            type.
         ValueError: if shapes or devices do not match, `reduction` is unknown, `rows` is below 1 or above N, a data set
             comes without an encoder or an encoder without, or `state` is the file of another call.
         ImportError: with `progress` but without tqdm, which the extra `models` installs.

@@ -17,16 +17,16 @@ def pac_bayes_bound(
         kl(p, q) = p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
         bound = the largest q with kl(error, q) <= (information + log(2 * sqrt(examples) / delta)) / examples
 
-    With probability 1 - delta over the draw of the training set it holds for all posteriors at once, so for one that was
-    trained; but the prior must have been fixed before.
+    With probability 1 - delta over the draw of the training set it holds for all posteriors at once, so for one that
+    was trained; but the prior must have been fixed before.
 
     Args:
         error: on the training images, the mean over weights from the posterior, in [0, 1].
         information: the KL of the posterior to the prior, in nats, of all weights together.
         examples: the number N of training images; at least 8.
         delta: the probability that the bound does not hold.
-        draws: if `error` is an estimate, the mean of so many independent draws, whose own bound is then taken for it, the
-            largest q with kl(error, q) <= log(2 / delta) / draws; each of the two has half of delta.
+        draws: if `error` is an estimate, the mean of so many independent draws, whose own bound is then taken for it,
+            the largest q with kl(error, q) <= log(2 / delta) / draws; each of the two has half of delta.
 
     Returns:
         The bound, in [error, 1]; near 1 it says nothing.

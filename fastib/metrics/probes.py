@@ -35,13 +35,13 @@ def probe(features_train: Tensor, targets_train: Tensor, features_test: Tensor, 
         p = model.predict_proba(standardized(features_test))
         information = entropy(targets_test) - log_loss(targets_test, p)
 
-    or 0 where that is negative: a guess reads as much. Up to the error of the test set it is a lower bound of the mutual
-    information of target and features, and nuisance information where the target is a nuisance. For the information in
-    each layer of a network, call it for each.
+    or 0 where that is negative: a guess reads as much. Up to the error of the test set it is a lower bound of the
+    mutual information of target and features, and nuisance information where the target is a nuisance. For the
+    information in each layer of a network, call it for each.
 
     The penalty of the multinomial logistic regression is chosen, from 1e-4 to 1e2 by tens, on a fifth of the training
-    rows. The time is proportional to rows, features and classes: about 2 s on a core for 5000 rows of 2000 features and 10
-    classes. Average or pool the maps of a convolution where they are larger.
+    rows. The time is proportional to rows, features and classes: about 2 s on a core for 5000 rows of 2000 features and
+    10 classes. Average or pool the maps of a convolution where they are larger.
 
     Args:
         features_train: [n, ...], flattened.

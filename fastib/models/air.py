@@ -85,8 +85,8 @@ class AIR(SceneModel):
         scale = scale_floor + (1 - scale_floor) * sigmoid(where[0])
         centre = (1 - scale) * tanh(where[1:])                      # in [-1, 1], x and y
 
-    and are resampled bilinearly, with `align_corners=False`: -1 and 1 are the edges of the canvas, not the centres of its
-    first and last pixels.
+    and are resampled bilinearly, with `align_corners=False`: -1 and 1 are the edges of the canvas, not the centres of
+    its first and last pixels.
 
     A step sees what is left of the image, as in DRAW; in the paper it sees the whole image, and what is left is for the
     state of the network to know. There, trainings fail in a way of their own: two steps draw the same object, each half

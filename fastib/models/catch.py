@@ -36,13 +36,15 @@ class Catch(Classifier):
         logits = encoder(images)
         code = torch.where(logits > 0, 1, -1) + exp(-2) * torch.randn_like(logits)
         loss = cross_entropy(decoder(code), labels) \\
-            + binary_cross_entropy_with_logits(logits, bits of the index).sum(1).mean() + beta / N * information(weights)
+            + binary_cross_entropy_with_logits(logits, bits of the index).sum(1).mean() \\
+            + beta / N * information(weights)
 
     The code of D = ceil(log2 N) dimensions tells all that there is to tell of the training set: I(Z; X) = ln N. It is
     sufficient for the labels and, if N is a power of two, its total correlation is 0: by what the bottleneck asks of a
     code it is a good one. But the images have their indices by a random permutation, so that the code of another image
-    says nothing of its label. With beta = 0 that is what is learned; with a price on the information in the weights (both
-    networks have layers of `VariationalLinear`), an index is too dear, and a label that follows from the image is not.
+    says nothing of its label. With beta = 0 that is what is learned; with a price on the information in the weights
+    (both networks have layers of `VariationalLinear`), an index is too dear, and a label that follows from the image is
+    not.
 
     Args:
         image_shape: channels, height and width of the images.
@@ -57,8 +59,8 @@ class Catch(Classifier):
     `CatchTerms(loss, cross_entropy, index_cross_entropy, information)`. Gradients pass from the code to the logits as
     through a tanh.
 
-    Source: Achille & Soatto 2018, "Emergence of invariance and disentanglement in deep representations", section 4, which
-    asks for information in the weights for such a network's sake.
+    Source: Achille & Soatto 2018, "Emergence of invariance and disentanglement in deep representations", section 4,
+    which asks for information in the weights for such a network's sake.
 
     >>> import torch
     >>> from fastib.models import Catch

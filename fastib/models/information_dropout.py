@@ -18,7 +18,8 @@ MAX_STD = 0.7  # of the logarithm of the noise, as in the authors' code
 
 
 class Noise(nn.Module):
-    """Information Dropout: noise on `activations`, of a size that a convolution of the `inputs` of their layer chooses::
+    """Information Dropout: noise on `activations`, of a size that a convolution of the `inputs` of their layer
+    chooses::
 
         std = MAX_STD * sigmoid(size(inputs))
         z = activations * exp(std * randn - std**2 / 2)

@@ -18,7 +18,8 @@ class VariationalClassifier(Classifier):
 
     which is 1 / N of the cross-entropy summed over the training set, plus beta I(w; D). With labels drawn at random a
     nat in Gaussian weights saves at most one of cross-entropy: above beta = 1 it isn't worth its price, and nothing is
-    fitted. The information of log-normal ones leaves out what means and signs know, so that a counted nat may save more.
+    fitted. The information of log-normal ones leaves out what means and signs know, so that a counted nat may save
+    more.
 
     Args:
         image_shape: channels, height and width of the images.

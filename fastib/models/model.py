@@ -22,7 +22,8 @@ def pixels_of(image_shape: tuple[int, int, int]) -> int:
 
 class Model(nn.Module, abc.ABC):
     """A network and the loss that it is trained with: call it with images [B, C, H, W] in [0, 1], and whatever `beside`
-    names, for the terms of its loss, a named tuple whose first is `loss`; then `step()` after each step of the optimiser.
+    names, for the terms of its loss, a named tuple whose first is `loss`; then `step()` after each step of the
+    optimiser.
     """
 
     beside: ClassVar[tuple[str, ...]] = ()  # of "labels" and "indices", int64 [B]: what it is called with, too

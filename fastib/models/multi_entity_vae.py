@@ -53,7 +53,8 @@ def composed(logits: Tensor) -> Tensor:
         p = 1 - (1 - torch.sigmoid(logits)).prod(1)
         torch.logit(p)
 
-    in any order, to rounding. Two at a time, as log(exp(a) + exp(b) + exp(a + b)): accurate where p is near 0 or 1, too.
+    in any order, to rounding. Two at a time, as log(exp(a) + exp(b) + exp(a + b)): accurate where p is near 0 or 1,
+    too.
     """
     return functools.reduce(lambda a, b: torch.logaddexp(torch.logaddexp(a, b), a + b), logits.unbind(1))
 
@@ -80,14 +81,15 @@ class MultiEntityVAE(SceneModel):
         p = 1 - (1 - sigmoid(decoder(entities))).prod(1)    # bright where any entity is
         loss = -log p(images | p) + beta * kl.sum(1)
 
-    A cell that is not chosen says nothing of the image, and has learned to pay nothing. One that is chosen where there is
-    no object left is decoded to black, and pays about a nat for it; an object costs many.
+    A cell that is not chosen says nothing of the image, and has learned to pay nothing. One that is chosen where there
+    is no object left is decoded to black, and pays about a nat for it; an object costs many.
 
     Args:
         image_shape: channels, height and width of the images, which are padded with black to cells of 8 x 8 pixels.
         latent_dim: the number of dimensions of the code of a cell.
         entities: K, the largest number of them.
-        width: the number of channels of the convolutions at half the size of the image; twice as many at a half of that.
+        width: the number of channels of the convolutions at half the size of the image; twice as many at a half of
+            that.
         hidden: the width of the dense layers.
         beta: the weight of the KL.
         warm_up: the number of steps over which beta grows to it from 0 (none: it is constant).
@@ -98,8 +100,9 @@ class MultiEntityVAE(SceneModel):
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
-    Source: Nash et al. 2017, "The multi-entity variational autoencoder", whose entities are decoded to maps of features,
-    which are joined and go through further convolutions; here they are images, so that each can be seen by itself.
+    Source: Nash et al. 2017, "The multi-entity variational autoencoder", whose entities are decoded to maps of
+    features, which are joined and go through further convolutions; here they are images, so that each can be seen by
+    itself.
 
     >>> import torch
     >>> from fastib.models import MultiEntityVAE
@@ -177,8 +180,9 @@ class MultiEntityVAE(SceneModel):
 
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> float:
-        """Sets `threshold`, and returns it: it parts the KLs of what is decoded to black from those of objects, in images
-        [B, C, H, W] of which some have fewer objects than there are entities. Nothing else need be known of them.
+        """Sets `threshold`, and returns it: it parts the KLs of what is decoded to black from those of objects, in
+        images [B, C, H, W] of which some have fewer objects than there are entities. Nothing else need be known of
+        them.
 
         Source: Otsu 1979, "A threshold selection method from gray-level histograms", of the logarithms of the KL.
         """
@@ -223,7 +227,8 @@ def _features(channels: int, width: int) -> nn.Sequential:
 
 
 def _posteriors(width: int, hidden: int, latent_dim: int) -> nn.Sequential:
-    """Of features and places; the first layer lets neighbours agree on which of them has an object that lies between."""
+    """Of features and places; the first layer lets neighbours agree on which of them has an object that lies
+    between."""
     last = _widths(width)[-1]
     return nn.Sequential(
         nn.Conv2d(last + 2, last, kernel_size=3, padding=1),

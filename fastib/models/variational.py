@@ -119,8 +119,8 @@ class VariationalLinear(VariationalLayer):
         weights, information = posterior.draw()
         y = F.linear(x.flatten(1), weights[:, :-1], weights[:, -1])
 
-    Each sample of a batch has weights of its own where they are Gaussian: then its outputs are independent Gaussians, and
-    drawn as such, which costs as little as one draw for all and makes the gradients less noisy. Sums of log-normal
+    Each sample of a batch has weights of its own where they are Gaussian: then its outputs are independent Gaussians,
+    and drawn as such, which costs as little as one draw for all and makes the gradients less noisy. Sums of log-normal
     variables are no such thing, so these weights are drawn once for the batch.
 
     Args:
@@ -172,8 +172,8 @@ class VariationalConv2d(VariationalLayer):
         weights, information = posterior.draw()
         y = F.conv2d(x, weights[:, :-1].unflatten(1, (-1, kernel_size, kernel_size)), weights[:, -1], stride, padding)
 
-    The outputs of an image share the weights, so they aren't independent, and can't be drawn in their place: the weights
-    are drawn, once for the batch.
+    The outputs of an image share the weights, so they aren't independent, and can't be drawn in their place: the
+    weights are drawn, once for the batch.
 
     Args:
         in_channels, out_channels: the numbers of channels.
@@ -213,8 +213,8 @@ class VariationalConv2d(VariationalLayer):
 
 
 class VariationalNetwork(nn.Module):
-    """Layers with SiLUs between them. A call gives what each layer says, the last without a SiLU, and the information in
-    the weights of all, in nats; `mean` has what the last says with the mean weights."""
+    """Layers with SiLUs between them. A call gives what each layer says, the last without a SiLU, and the information
+    in the weights of all, in nats; `mean` has what the last says with the mean weights."""
 
     def __init__(self, *layers: VariationalLayer) -> None:
         super().__init__()
