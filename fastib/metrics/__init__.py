@@ -1,13 +1,12 @@
 """What a trained model is measured by, over a whole data set and without gradients."""
 
+from fastib.metrics.codes import active_units, gaussian_total_correlation
 from fastib.metrics.disentanglement import (
     DCI,
     MutualInformationGap,
     SeparatedAttributePredictability,
-    active_units,
     dci,
     factor_vae_score,
-    gaussian_total_correlation,
     mutual_information_gap,
     sap,
 )

@@ -1,4 +1,4 @@
-"""Checks that the measures share."""
+"""Checks and scaling of codes that the measures share."""
 
 from __future__ import annotations
 
@@ -34,3 +34,10 @@ def check_int64(name: str, value: Any, dims: int, other_name: str, other: Tensor
             f"{name} must have shape {shape}, as {other_name} has {len(other)} rows, got {tuple(value.shape)}"
         )
     _arguments.check_device(name, value, other_name, other)
+
+
+def standardized(x: Tensor) -> Tensor:
+    """Columns of mean 0 and variance 1; of zeros, where a column is constant."""
+    centred = x - x.mean(0)
+    low, high = x.aminmax(dim=0)
+    return torch.where(high > low, centred / centred.square().mean(0).sqrt(), 0)

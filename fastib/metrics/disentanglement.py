@@ -318,79 +318,11 @@ def sap(codes: Tensor, factors: Tensor, *, categorical: Sequence[int] = ()) -> S
     if categorical:
         require("sklearn", "sap")
     codes = codes.double()
-    predictability = (_standardized(codes).T @ _standardized(factors.double()) / len(codes)) ** 2
+    predictability = (_inputs.standardized(codes).T @ _inputs.standardized(factors.double()) / len(codes)) ** 2
     for k in set(categorical).intersection(varying.tolist()):
         predictability[:, k] = _accuracy_of_thresholds(codes, values[:, k])
     score, gaps = _gap_of_the_best(predictability, varying)
     return SeparatedAttributePredictability(score, gaps, predictability)
-
-
-@torch.no_grad()
-def active_units(mu: Tensor, threshold: float = 0.01) -> int:
-    """The number of latent dimensions whose mean depends on the data::
-
-        (mu.var(0) > threshold).sum()
-
-    Args:
-        mu: the means, [n, D].
-        threshold: of the variance over the data.
-
-    Returns:
-        The number, an int.
-
-    Raises:
-        TypeError: if `mu` is not of a floating dtype, or `threshold` not a number.
-        ValueError: if `mu` is not finite or has fewer than two rows, or `threshold` is negative or not finite.
-
-    Source: Burda et al. 2016, "Importance weighted autoencoders", section 5.2.
-
-    >>> import torch
-    >>> from fastib.metrics import active_units
-    >>> active_units(torch.tensor([[0.0, 0.0], [0.1, 1.0]]))
-    1
-    """
-    _inputs.check_codes("mu", mu)
-    _arguments.check_number("threshold", threshold, 0)
-    return int((mu.var(0) > threshold).sum())
-
-
-@torch.no_grad()
-def gaussian_total_correlation(codes: Tensor) -> float:
-    """The total correlation, in nats, of a Gaussian with the covariance of the codes::
-
-        (torch.log(codes.var(0)).sum() - torch.logdet(codes.T.cov())) / 2
-
-    computed in float64 from the correlations, which the scale of a dimension does not change. It is inf where a
-    dimension is a linear function of others, as it must be with no more rows than dimensions. A dimension that is
-    constant depends on no other, and adds nothing.
-
-    Args:
-        codes: the means or samples, [n, D].
-
-    Returns:
-        The total correlation, a float.
-
-    Raises:
-        TypeError: if `codes` are not of a floating dtype.
-        ValueError: if `codes` are not finite or have fewer than two rows.
-
-    Source: Watanabe 1960, "Information theoretical analysis of multivariate correlation"; as a measure of codes,
-    Locatello et al. 2019, "Challenging common assumptions in the unsupervised learning of disentangled
-    representations".
-
-    >>> import torch
-    >>> from fastib.metrics import gaussian_total_correlation
-    >>> codes = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    >>> abs(round(gaussian_total_correlation(codes), 6)), gaussian_total_correlation(codes[:, [0, 0]])
-    (0.0, inf)
-    """
-    _inputs.check_codes("codes", codes)
-    standardized = _standardized(codes.double())
-    standardized = standardized[:, standardized.any(0)]
-    correlations = standardized.T @ standardized / len(codes)
-    if torch.linalg.matrix_rank(correlations, hermitian=True) < len(correlations):
-        return math.inf
-    return -torch.logdet(correlations).item() / 2
 
 
 def _checked_factors(name: str, factors: Any, other_name: str, other: Tensor, fewest: int = 1) -> tuple[Tensor, Tensor]:
@@ -477,13 +409,6 @@ def _concentration(importance: Tensor) -> float:
     shares = importance / weights.clamp(min=tiny)[:, None]
     concentrations = 1 - torch.special.entr(shares).sum(1) / math.log(importance.shape[1])
     return float((concentrations * weights).sum() / weights.sum().clamp(min=tiny))
-
-
-def _standardized(x: Tensor) -> Tensor:
-    """Columns of mean 0 and variance 1; of zeros, where a column is constant."""
-    centred = x - x.mean(0)
-    low, high = x.aminmax(dim=0)
-    return torch.where(high > low, centred / centred.square().mean(0).sqrt(), 0)
 
 
 def _accuracy_of_thresholds(codes: Tensor, values: Tensor) -> Tensor:
