@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -184,10 +183,10 @@ class MultiEntityVAE(SceneModel):
         images [B, C, H, W] of which some have fewer objects than there are entities. Nothing else need be known of
         them.
 
-        Source: Otsu 1979, "A threshold selection method from gray-level histograms", of the logarithms of the KL.
+        Source: Otsu 1979, "A threshold selection method from gray-level histograms".
         """
         mu, logvar = self.encode(images)
-        self.threshold = math.exp(_parting(self._chosen(mu, logvar).kl.flatten().double().clamp(min=1e-12).log()))
+        self.threshold = _parting(self._chosen(mu, logvar).kl.flatten().double())
         return self.threshold
 
     def compose(self, entities: Entities) -> Tensor:
