@@ -13,7 +13,7 @@ from fastib.evaluate.classifiers import of_classifier
 from fastib.evaluate.common import BATCH, Results, chosen, seeded
 from fastib.metrics.pac_bayes import FEWEST_EXAMPLES
 from fastib.models import VariationalClassifier
-from fastib.models.variational import PRIORS_TRIED
+from fastib.models.variational import PRIORS_COVERED
 
 DRAWS = 100  # of the weights
 
@@ -31,8 +31,8 @@ def of_weights(
 
     The PAC-Bayes bound is of the Gaussian posterior alone: the log-uniform prior of the other one is no distribution,
     and its information is a KL only up to a constant. It holds with probability 0.95 for all the priors of which one
-    was chosen (a union bound over them). It bounds the error of drawn weights on images that are labelled as
-    those of the training are: with labels at random, so are those that it speaks of.
+    was chosen (a union bound over widths of 1, 2, ... 8). It bounds the error of drawn weights on images that are
+    labelled as those of the training are: with labels at random, so are those that it speaks of.
     """
     results = of_classifier(model, train, test, images, seed)
     with seeded(seed):
@@ -43,7 +43,7 @@ def of_weights(
         # Errors of draws of their own are independent, image by image; others are so only from one mean to the next.
         draws = DRAWS * len(train) if model.draws_per_image else DRAWS
         information = results["information"] * len(train)
-        delta = 0.05 / PRIORS_TRIED
+        delta = 0.05 / PRIORS_COVERED
         results["pac_bayes_bound"] = metrics.pac_bayes_bound(error, information, len(train), delta, draws=draws)
     return results
 

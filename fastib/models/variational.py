@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import fastib
 from fastib._arguments import accumulate_dtype, check_choice, check_integer, check_number
 
-PRIOR_STD = 3.0  # in units of 1 / sqrt(fan_in): of 1, 2, ... 8, where scikit-learn's digits cost a hidden layer least
-PRIORS_TRIED = 8  # a bound by the information must hold for all of them
+PRIOR_STD = 3.0  # in units of 1 / sqrt(fan_in): of 1 to 8, where scikit-learn's digits cost a hidden layer least
+PRIORS_COVERED = 8  # the whole numbers of these: a bound must hold for each, since the data had a say in the choice
 
 
 class _Posterior(nn.Module, abc.ABC):
@@ -56,7 +56,7 @@ class LogNormal(_Posterior):
 
 
 class Gaussian(_Posterior):
-    """Weights from a Gaussian, against a prior whose width is one of `PRIORS_TRIED`, and no parameter::
+    """Weights from a Gaussian, against a prior whose width is one of `PRIORS_COVERED`, and no parameter::
 
         weights = mean + torch.exp(logvar / 2) * torch.randn_like(mean)
         information = KL(N(mean, exp(logvar)), N(0, PRIOR_STD**2 / fan_in)).sum()
