@@ -2,6 +2,7 @@
 
 from fastib import losses, reference, schedules
 from fastib._backends import backends
+from fastib._results import ELBODecomposition
 from fastib.functional import (
     aggregate_posterior,
     aggregate_posterior_marginals,
@@ -13,7 +14,6 @@ from fastib.functional import (
     reparameterize_with_kl,
     total_correlation,
 )
-from fastib.reference import ELBODecomposition
 
 __version__ = "0.1.0"
 

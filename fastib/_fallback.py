@@ -38,12 +38,12 @@ def _wanted(wanted: int, *gradients: tuple[Tensor | None, Tensor]) -> tuple[Tens
 
 
 def _reparameterize_kernel(mu: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None) -> Tensor:
-    m, lv = _formulas.accumulate(mu, logvar)
+    m, lv = _formulas.upcast(mu, logvar)
     return (m + torch.exp(lv / 2) * _noise_kernel(noise, rng, mu)).to(mu.dtype)
 
 
 def _reparameterize_backward(grad_z: Tensor, logvar: Tensor, noise: Tensor | None, rng: Tensor | None) -> Tensor:
-    g, lv = _formulas.accumulate(grad_z, logvar)
+    g, lv = _formulas.upcast(grad_z, logvar)
     return (g * torch.exp(lv / 2) * _noise_kernel(noise, rng, logvar) / 2).to(logvar.dtype)
 
 
@@ -73,13 +73,13 @@ def _gaussian_kl_backward(
     floor: float,
     wanted: int,
 ) -> tuple[Tensor, ...]:
-    m, lv = _formulas.accumulate(mu, logvar)
+    m, lv = _formulas.upcast(mu, logvar)
     g = _formulas.spread(grad / divisor, m.shape, reduction)
     if floor > 0:
         g = torch.where(_formulas.kl_elements(mu, logvar, prior_mu, prior_logvar) >= floor, g, 0.0)
     if prior_mu is None or prior_logvar is None:
         return _wanted(wanted, (g * m, mu), (g * (torch.expm1(lv) / 2), logvar), (None, mu), (None, mu))
-    p, pl = _formulas.accumulate(prior_mu, prior_logvar)
+    p, pl = _formulas.upcast(prior_mu, prior_logvar)
     ratio, by_mu = torch.expm1(lv - pl), (m - p) * torch.exp(-pl)
     by_prior_logvar = -(ratio + (m - p) * by_mu) / 2
     return _wanted(
@@ -110,7 +110,7 @@ def _reparameterize_with_kl_backward(
     divisor: int,
     wanted: int,
 ) -> tuple[Tensor, ...]:
-    m, lv = _formulas.accumulate(mu, logvar)
+    m, lv = _formulas.upcast(mu, logvar)
     d_mu, d_logvar = torch.zeros_like(m), torch.zeros_like(lv)
     if grad_z is not None:
         gz = grad_z.to(m.dtype)
@@ -147,7 +147,7 @@ def _information_dropout_kernel(
     divisor: int,
 ) -> tuple[Tensor, Tensor]:
     _check_reduction_with_noise(reduction)
-    f, a = _formulas.accumulate(x, log_std)
+    f, a = _formulas.upcast(x, log_std)
     eps = _noise_kernel(noise, rng, x)
     z, kl = _formulas.dropout(f, a, eps, prior_mean, prior_log_std, log_normal, mask_zero, mean_one)
     return z.to(x.dtype), _formulas.reduce(kl, reduction, divisor)
@@ -169,7 +169,7 @@ def _information_dropout_backward(
     divisor: int,
     wanted: int,
 ) -> tuple[Tensor, ...]:
-    f, a = _formulas.accumulate(x, log_std)
+    f, a = _formulas.upcast(x, log_std)
     eps = _noise_kernel(noise, rng, x)
     std = torch.exp(a)
     variance = std**2 if mean_one else torch.zeros_like(std)
@@ -234,7 +234,7 @@ def _aggregate_posterior(
     algorithm: int,
     joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    z, mu, logvar = _formulas.accumulate(z, mu, logvar)
+    z, mu, logvar = _formulas.upcast(z, mu, logvar)
     log_w = _all_log_weights(z, mu, log_weights, estimator, dataset_size, w_self, w_other, row_offset)
     log_q, log_q_marginals = _formulas.mixture(_formulas.pairs(z, mu, logvar), log_w)
     unused = torch.zeros_like(z)
@@ -288,7 +288,7 @@ def _aggregate_posterior_backward(
     algorithm: int,
     joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, m, lv = _formulas.accumulate(z, mu, logvar)
+    x, m, lv = _formulas.upcast(z, mu, logvar)
     d_x, d_m, d_lv = torch.zeros_like(x), torch.zeros_like(m), torch.zeros_like(lv)
     saved = saved.clamp(min=torch.finfo(saved.dtype).min)  # a density of 0 has no gradient: exp(-inf - finite)
     log_q, log_q_marginals = saved[:, :1], saved[:, None, 2 : 2 + x.shape[1]]
@@ -333,7 +333,7 @@ def _decomposition(
     log_q, log_q_marginals, saved = mixture(
         z, mu, logvar, None, estimator, dataset_size, 1.0, 1.0, row_offset, algorithm, True
     )
-    z, mu, logvar = _formulas.accumulate(z, mu, logvar)
+    z, mu, logvar = _formulas.upcast(z, mu, logvar)
     mi, tc, kl = (
         _formulas.reduce(t, reduction, divisor)
         for t in _formulas.decompose(z, mu, logvar, row_offset, log_q, log_q_marginals)
@@ -356,7 +356,7 @@ def _elbo_decomposition_backward(
     divisor: int,
     algorithm: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, m, lv = _formulas.accumulate(z, mu, logvar)
+    x, m, lv = _formulas.upcast(z, mu, logvar)
     sample = x.new_zeros(x.shape[:1])
     mi, tc, kl = (
         sample if grad is None else (grad / divisor).expand(sample.shape) for grad in (grad_mi, grad_tc, grad_kl)
@@ -391,13 +391,13 @@ def _elbo_decomposition_backward(
 
 def noise_grad(grad_z: Tensor, logvar: Tensor) -> Tensor:
     """The gradient by the noise of `reparameterize`: dz/dnoise is the standard deviation."""
-    g, lv = _formulas.accumulate(grad_z, logvar)
+    g, lv = _formulas.upcast(grad_z, logvar)
     return (g * torch.exp(lv / 2)).to(logvar.dtype)
 
 
 def dropout_noise_grad(grad_z: Tensor, x: Tensor, log_std: Tensor, noise: Tensor, mean_one: bool) -> Tensor:
     """The gradient by the noise of `information_dropout`."""
-    g, f, a, eps = _formulas.accumulate(grad_z, x, log_std, noise)
+    g, f, a, eps = _formulas.upcast(grad_z, x, log_std, noise)
     z, _ = _formulas.dropout(f, a, eps, None, None, False, False, mean_one)
     return (g * z * torch.exp(a)).to(noise.dtype)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from fastib._arguments import Estimator, Reduction, accumulate_dtype
 
 
-def accumulate(*tensors: Tensor) -> list[Tensor]:
+def upcast(*tensors: Tensor) -> list[Tensor]:
+    """Each in the dtype in which it is summed."""
     return [t.to(accumulate_dtype(t.dtype)) for t in tensors]
 
 
@@ -45,7 +46,7 @@ def spread(grad: Tensor, shape: torch.Size, kind: int) -> Tensor:
 
 
 def kl_elements(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
-    m, lv = accumulate(mu, logvar)
+    m, lv = upcast(mu, logvar)
     if prior_mu is not None:
         m = m - prior_mu.to(m.dtype)
     if prior_logvar is None:
@@ -78,14 +79,15 @@ def dropout(
 _LOG_2PI = math.log(2 * math.pi)
 
 
-def log_normal(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+def gaussian_log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """ln N(z; mu, exp(logvar)), element by element."""
     u = (z - mu) * torch.exp(-logvar / 2)
     return -(u**2 + logvar + _LOG_2PI) / 2
 
 
 def pairs(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z_id; mu_jd, exp(logvar_jd)), [S, N', D]."""
-    return log_normal(z[:, None], mu, logvar)
+    """ln N(z_id; mu_jd, exp(logvar_jd)), [S, N', D]."""
+    return gaussian_log_density(z[:, None], mu, logvar)
 
 
 def estimator_weights(
@@ -128,6 +130,6 @@ def decompose(
     """Mutual information, total correlation and dimension-wise KL of each sample."""
     own = slice(row_offset, row_offset + z.shape[0])
     marginals = log_q_marginals.sum(-1)
-    log_q_given_x = log_normal(z, mu[own], logvar[own]).sum(-1)
+    log_q_given_x = gaussian_log_density(z, mu[own], logvar[own]).sum(-1)
     log_p = -(z**2 + _LOG_2PI).sum(-1) / 2
     return log_q_given_x - log_q, log_q - marginals, marginals - log_p

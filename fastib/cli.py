@@ -20,56 +20,7 @@ processes as on one.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status of the process."""
-    parser = argparse.ArgumentParser(prog="python -m fastib", description="Information-bottleneck losses for PyTorch.")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    demo = commands.add_parser("demo", help="train a VAE on sprites with fused and with plain losses, side by side")
-    demo.add_argument("--seconds", type=_seconds, default=60.0, help="time to train, for both together (default: 60)")
-    demo.add_argument("--loss", choices=("beta-vae", "beta-tcvae"), default="beta-vae", help="default: beta-vae")
-    demo.add_argument("--output", type=_folder, default=Path("fastib-demo"), help="folder for the picture")
-
-    train = commands.add_parser(
-        "train",
-        help="train a model, or go on with a training",
-        usage="%(prog)s MODEL [--preset PRESET] [--config FILE] [--output FOLDER] [--KEY VALUE ...]",
-        epilog=_KEYS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    train.add_argument(
-        "model",
-        help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout, information-in-weights, catch, air or "
-        "multi-entity-vae",
-    )
-    train.add_argument("--preset", help="quick, or paper (see fastib/presets.toml)")
-    train.add_argument("--config", type=Path, help="a TOML file of keys, which override the preset's")
-    train.add_argument("--output", type=_folder, help="folder of the run (default: fastib-train/MODEL)")
-
-    evaluate = commands.add_parser("evaluate", help="measure a trained model by the metrics of its kind")
-    evaluate.add_argument("checkpoint", type=Path, help="a file of train, or of the demo")
-    evaluate.add_argument("--images", type=_positive, help="so many images, drawn at random (default: all)")
-    evaluate.add_argument("--seed", type=_seed, default=0, help="of whatever is drawn (default: 0)")
-    evaluate.add_argument("--data", help=_DATA)
-
-    plot = commands.add_parser("plot", help="draw a picture of trained models")
-    plot.add_argument("kind", choices=("traversals", "dimensions", "rate-distortion", "information", "entities"))
-    plot.add_argument("runs", type=Path, nargs="+", help="folders of train; rate-distortion takes several, evaluated")
-    plot.add_argument("--output", type=Path, help="the PNG file (default: in the folder of the first run)")
-    plot.add_argument("--seed", type=_seed, default=0, help="of the choice of the images (default: 0)")
-    plot.add_argument("--data", help=_DATA)
-
-    decompose = commands.add_parser("decompose", help="decompose the KL of a checkpoint exactly, over all of its data")
-    decompose.add_argument(
-        "checkpoint", type=Path, help="a file of train, of the demo, or of torch.save: {'mu': ..., 'logvar': ...}"
-    )
-    decompose.add_argument("--rows", type=_positive, help="so many samples, drawn at random (default: all)")
-    decompose.add_argument(
-        "--seed", type=_seed, default=0, help="of the samples and of the choice of rows (default: 0)"
-    )
-    decompose.add_argument("--data", help=_DATA)
-
-    # Its options are its own: benches/run.py parses them.
-    commands.add_parser("bench", help="measure the operators against plain PyTorch (from a checkout)", add_help=False)
-
+    parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if args.command == "bench":
         return _bench(rest)
@@ -86,6 +37,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return STOPPED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fastib", description="Information-bottleneck losses for PyTorch.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _arguments_of_demo(
+        commands.add_parser("demo", help="train a VAE on sprites with fused and with plain losses, side by side")
+    )
+    _arguments_of_train(
+        commands.add_parser(
+            "train",
+            help="train a model, or go on with a training",
+            usage="%(prog)s MODEL [--preset PRESET] [--config FILE] [--output FOLDER] [--KEY VALUE ...]",
+            epilog=_KEYS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _arguments_of_evaluate(commands.add_parser("evaluate", help="measure a trained model by the metrics of its kind"))
+    _arguments_of_plot(commands.add_parser("plot", help="draw a picture of trained models"))
+    _arguments_of_decompose(
+        commands.add_parser("decompose", help="decompose the KL of a checkpoint exactly, over all of its data")
+    )
+    # Its options are its own: benches/run.py parses them.
+    commands.add_parser("bench", help="measure the operators against plain PyTorch (from a checkout)", add_help=False)
+    return parser
+
+
+def _arguments_of_demo(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--seconds", type=_seconds, default=60.0, help="time to train, for both together (default: 60)")
+    demo.add_argument("--loss", choices=("beta-vae", "beta-tcvae"), default="beta-vae", help="default: beta-vae")
+    demo.add_argument("--output", type=_folder, default=Path("fastib-demo"), help="folder for the picture")
+
+
+def _arguments_of_train(train: argparse.ArgumentParser) -> None:
+    train.add_argument(
+        "model",
+        help="beta-vae, annealed-vae, beta-tcvae, vib, information-dropout, information-in-weights, catch, air or "
+        "multi-entity-vae",
+    )
+    train.add_argument("--preset", help="quick, or paper (see fastib/presets.toml)")
+    train.add_argument("--config", type=Path, help="a TOML file of keys, which override the preset's")
+    train.add_argument("--output", type=_folder, help="folder of the run (default: fastib-train/MODEL)")
+
+
+def _arguments_of_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("checkpoint", type=Path, help="a file of train, or of the demo")
+    evaluate.add_argument("--images", type=_positive, help="so many images, drawn at random (default: all)")
+    evaluate.add_argument("--seed", type=_seed, default=0, help="of whatever is drawn (default: 0)")
+    evaluate.add_argument("--data", help=_DATA)
+
+
+def _arguments_of_plot(plot: argparse.ArgumentParser) -> None:
+    plot.add_argument("kind", choices=("traversals", "dimensions", "rate-distortion", "information", "entities"))
+    plot.add_argument("runs", type=Path, nargs="+", help="folders of train; rate-distortion takes several, evaluated")
+    plot.add_argument("--output", type=Path, help="the PNG file (default: in the folder of the first run)")
+    plot.add_argument("--seed", type=_seed, default=0, help="of the choice of the images (default: 0)")
+    plot.add_argument("--data", help=_DATA)
+
+
+def _arguments_of_decompose(decompose: argparse.ArgumentParser) -> None:
+    decompose.add_argument(
+        "checkpoint", type=Path, help="a file of train, of the demo, or of torch.save: {'mu': ..., 'logvar': ...}"
+    )
+    decompose.add_argument("--rows", type=_positive, help="so many samples, drawn at random (default: all)")
+    decompose.add_argument(
+        "--seed", type=_seed, default=0, help="of the samples and of the choice of rows (default: 0)"
+    )
+    decompose.add_argument("--data", help=_DATA)
 
 
 def _positive(text: str) -> int:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fastib import _files, checkpoints
+from fastib._results import ELBODecomposition
 from fastib.metrics import exact_elbo_decomposition
 from fastib.models import VAE, VIB
-from fastib.reference import ELBODecomposition
 
 _NAMES = ("mutual information", "total correlation", "dimension-wise KL")
 

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from fastib import _arguments, _ops
 from fastib._arguments import Reduction
 from fastib._derivatives import apply, transforms_are_active
-from fastib.reference import ELBODecomposition
+from fastib._results import ELBODecomposition
 
 Agreement = Sequence[tuple[str, int, Any]]  # a name, and a value or the index of one of some choices
 _LONGEST = 14  # integers that a rank says of its call

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, register_kl
 
-from fastib._formulas import accumulate
+from fastib._formulas import upcast
 from fastib.functional import gaussian_kl, reparameterize
 
 __all__ = ["Normal", "kl_divergence"]
@@ -77,7 +77,7 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
 @register_kl(Normal, torch.distributions.Normal)  # type: ignore[untyped-decorator]
 def _between_normals(p: Normal, q: torch.distributions.Normal) -> Tensor:
     # In units of q's scale, whose square may be too small for a number.
-    loc, scale, of_loc, of_scale = accumulate(p.loc, p.scale, q.loc, q.scale)
+    loc, scale, of_loc, of_scale = upcast(p.loc, p.scale, q.loc, q.scale)
     distance, ratio = (loc - of_loc) / of_scale, scale / of_scale
     dtype = torch.promote_types(distance.dtype, ratio.dtype)
     return gaussian_kl(distance.to(dtype), 2 * ratio.to(dtype).log(), reduction="none")

@@ -45,8 +45,8 @@ from fastib import _arguments, _ops, _rng
 from fastib._arguments import Reduction
 from fastib._derivatives import apply
 from fastib._formulas import number
+from fastib._results import ELBODecomposition
 from fastib.distributed import GlobalBatch, decompose_global
-from fastib.reference import ELBODecomposition
 
 
 def reparameterize(

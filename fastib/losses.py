@@ -31,10 +31,18 @@ from fastib._arguments import (
 )
 from fastib._derivatives import transforms_are_active
 from fastib._formulas import number
+from fastib._results import ELBODecomposition, InformationCeiling
 from fastib.distributed import Agreement, GlobalBatch, agree_on, check_group, decompose_global
 from fastib.functional import elbo_decomposition, gaussian_kl
-from fastib.reference import ELBODecomposition, InformationCeiling
 from fastib.schedules import Linear, Schedule
+
+__all__ = [
+    "AnnealedVAELoss",
+    "BetaTCVAELoss",
+    "BetaTCVAETerms",
+    "BetaVAELoss",
+    "VAETerms",
+]
 
 
 class VAETerms(NamedTuple):

@@ -6,54 +6,26 @@ documented in `fastib.functional`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastib import _arguments, _formulas, _rng
-from fastib._arguments import Estimator, Reduction, accumulate_dtype
+from fastib._arguments import Reduction, accumulate_dtype
+from fastib._results import ELBODecomposition
 
-
-class _Terms(NamedTuple):
-    mutual_information: Tensor
-    total_correlation: Tensor
-    dimension_wise_kl: Tensor
-
-
-class InformationCeiling:
-    """What a tuple that has the mutual information knows of it beside its value."""
-
-    inverse_weight: int | None = None
-    """1 / w_self. An integer, since a graph of torch.compile returns those for a batch of any size. What rebuilds a
-    tuple from its terms alone, as `torch.utils._pytree` does, leaves None, and the ceiling that always holds."""
-
-    @property
-    def mutual_information_ceiling(self) -> float:
-        """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell."""
-        return math.inf if self.inverse_weight is None else math.log(self.inverse_weight)
-
-
-class ELBODecomposition(_Terms, InformationCeiling):
-    """What `fastib.elbo_decomposition` returns: three terms, and beside the first its ceiling."""
-
-    standard_errors: tuple[float, ...] | None = None
-    """Of the three means, in `fastib.metrics.exact_elbo_decomposition`; a minibatch's terms have none to speak of."""
-
-    @classmethod
-    def of(cls, terms: Iterable[Tensor], estimator: int, size: int, batch: int) -> ELBODecomposition:
-        decomposition = cls(*terms)
-        shares = {Estimator.MSS: size, Estimator.MWS: size * batch, Estimator.IN_BATCH: batch}
-        decomposition.inverse_weight = shares.get(estimator)
-        return decomposition
-
-    def _replace(self, **terms: Tensor) -> ELBODecomposition:
-        replaced = super()._replace(**terms)
-        replaced.inverse_weight = self.inverse_weight
-        replaced.standard_errors = self.standard_errors
-        return replaced
+__all__ = [
+    "aggregate_posterior",
+    "aggregate_posterior_marginals",
+    "elbo_decomposition",
+    "gaussian_kl",
+    "information_dropout",
+    "log_variance_penalty",
+    "reparameterize",
+    "reparameterize_with_kl",
+    "total_correlation",
+]
 
 
 def reparameterize(
@@ -67,7 +39,7 @@ def reparameterize(
     """See `fastib.reparameterize`."""
     mu, logvar, noise = _arguments.check_noisy("mu", mu, "logvar", logvar, noise)
     noise = _noise(mu, noise, generator, rng)
-    m, lv, eps = _formulas.accumulate(mu, logvar, noise)
+    m, lv, eps = _formulas.upcast(mu, logvar, noise)
     return (m + torch.exp(lv / 2) * eps).to(mu.dtype)
 
 
@@ -139,7 +111,7 @@ def information_dropout(
     prior_mean, prior_log_std = _arguments.dropout_prior(prior, prior_mean, prior_log_std, x)
     kind, divisor = _arguments.reduction_of(reduction, x.shape)
     noise = _noise(x, noise, generator, rng)
-    f, a, eps = _formulas.accumulate(x, log_std, noise)
+    f, a, eps = _formulas.upcast(x, log_std, noise)
     z, kl = _formulas.dropout(f, a, eps, prior_mean, prior_log_std, prior == "log_normal", mask_zero, mean_one)
     return z.to(x.dtype), _formulas.reduce(kl, kind, divisor)
 
@@ -161,7 +133,7 @@ def aggregate_posterior(
     weighting = _arguments.mixture_weights(estimator, dataset_size, weights, log_weights, z, mu)
     _arguments.check_row_offset(row_offset, weighting, z, mu)
     _arguments.algorithm_of(algorithm)
-    z, mu, logvar = _formulas.accumulate(z, mu, logvar)
+    z, mu, logvar = _formulas.upcast(z, mu, logvar)
     kind, size, *given = weighting
     w = _formulas.estimator_weights(kind, size, mu.shape[0], (given[0], given[1]))
     return _formulas.mixture(_formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, log_weights, w, row_offset))
@@ -210,7 +182,7 @@ def elbo_decomposition(
     options = _arguments.decomposition(z, mu, logvar, dataset_size, estimator, row_offset, reduction)
     _arguments.algorithm_of(algorithm)
     code, size, offset, kind, divisor = options
-    z, mu, logvar = _formulas.accumulate(z, mu, logvar)
+    z, mu, logvar = _formulas.upcast(z, mu, logvar)
     weights = _formulas.estimator_weights(code, size, mu.shape[0])
     log_q, log_q_marginals = _formulas.mixture(
         _formulas.pairs(z, mu, logvar), _formulas.log_weights(z, mu, None, weights, offset)

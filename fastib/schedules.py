@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastib._arguments import check_number
+from fastib._arguments import check_integer, check_number
+
+__all__ = ["Cosine", "Cyclic", "Linear", "Schedule"]
 
 
 class Schedule(nn.Module, abc.ABC):
@@ -85,18 +87,11 @@ def _cosine(x: Any) -> Any:
     return x.cos() if isinstance(x, Tensor) else math.cos(x)
 
 
-def _check_steps(name: str, steps: Any) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"{name} must be an int, got {type(steps).__name__}")
-    if steps < 1:
-        raise ValueError(f"{name} must be at least 1, got {steps}")
-
-
 class _Ramp(Schedule):
     def __init__(self, start: float, end: float, steps: int) -> None:
         check_number("start", start)
         check_number("end", end)
-        _check_steps("steps", steps)
+        check_integer("steps", steps, 1)
         self.start, self.end, self.length = float(start), float(end), steps
         super().__init__()
 
@@ -130,6 +125,12 @@ class Linear(_Ramp):
 
     def at(self, step: int) -> float:
         return self._between(_at_most_one(step / self.length))
+
+
+def warmed_up(value: float, warm_up: int) -> float | Linear:
+    """The value, or where `warm_up` is not 0 the schedule by which it grows to that from 0 in so many steps."""
+    check_integer("warm_up", warm_up, 0)
+    return value if warm_up == 0 else Linear(0.0, value, warm_up)
 
 
 class Cosine(_Ramp):

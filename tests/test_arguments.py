@@ -254,7 +254,7 @@ def test_a_kl_per_sample_is_not_that_of_the_batch() -> None:
         (lambda: losses.AnnealedVAELoss()(F, F, kl=F), ValueError, "kl must be a scalar"),
         (lambda: losses.AnnealedVAELoss(per="sample")(F, F, kl=F), ValueError, "kl must have one value per sample"),
         (lambda: schedules.Linear(0.0, 1.0, 0), ValueError, "steps must be at least 1, got 0"),
-        (lambda: schedules.Linear(0.0, 1.0, 1.5), TypeError, "steps must be an int, got float"),
+        (lambda: schedules.Linear(0.0, 1.0, 1.5), TypeError, "steps must be an integer, got float"),
         (lambda: schedules.Cosine(float("inf"), 1.0, 5), ValueError, "start must be .*got inf"),
         (lambda: schedules.Cyclic(0.0, 1.0, 5, ramp=0.0), ValueError, "ramp must be .*got 0.0"),
     ],

@@ -251,7 +251,7 @@ def test_statistics_without_noise() -> None:
         model(digits().images(range(64)), digits().factors(range(64))[:, 0])
     model.eval()
     before = model.last[0].norm.running_var.clone()
-    model.settle([digits().images(range(500, 1000))])
+    model.update_batch_norm([digits().images(range(500, 1000))])
     x = digits().images(range(500, 1000))
     for body, end in zip(model.bodies, model.ends, strict=True):
         x = end(body(x))

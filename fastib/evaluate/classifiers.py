@@ -16,7 +16,7 @@ from fastib.models import VIB, AllCNN, Classifier
 
 EPSILONS = 0.01, 0.03, 0.1
 PROBED, PROBED_TEST = 6000, 3000  # images that a probe sees
-SETTLING = 10_000  # images from which statistics without noise are learned
+UNNOISED = 10_000  # images from which statistics without noise are learned
 FEATURES = 2048  # that a probe sees of a layer
 
 
@@ -26,7 +26,7 @@ def of_classifier(
     """The metrics of a classifier, over the images to test with."""
     with seeded(seed):
         if isinstance(model, AllCNN):
-            model.settle(train.images(some) for some in chosen(train, SETTLING).split(BATCH))
+            model.update_batch_norm(train.images(some) for some in chosen(train, UNNOISED).split(BATCH))
         errors = _errors(model, test, images)
     with seeded(seed):  # whatever noise the model drew: probes of several models see the same images
         return errors | of_nuisance(model, train, test)

@@ -17,7 +17,7 @@ from fastib import _arguments, _files, functional
 from fastib._arguments import Estimator
 from fastib._extras import require
 from fastib._progress import NoBar, progress_bar
-from fastib.reference import ELBODecomposition
+from fastib._results import ELBODecomposition
 
 Encoder = Callable[[Any], tuple[Tensor, Tensor]]
 Posteriors = tuple[Tensor, ...]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 import fastib
-from fastib._arguments import check_integer, check_number
+from fastib._arguments import check_number
 from fastib.losses import BetaVAELoss, VAETerms
 from fastib.models.vae import VAE
-from fastib.schedules import Linear
+from fastib.schedules import warmed_up
 
 
 class BetaVAE(VAE):
@@ -44,8 +44,7 @@ class BetaVAE(VAE):
     ) -> None:
         super().__init__(image_shape, network, latent_dim, hidden)
         check_number("beta", beta, minimum=0.0)
-        check_integer("warm_up", warm_up, 0)
-        self.criterion = BetaVAELoss(beta if warm_up == 0 else Linear(0.0, beta, warm_up), likelihood=likelihood)
+        self.criterion = BetaVAELoss(warmed_up(beta, warm_up), likelihood=likelihood)
 
     def forward(self, images: Tensor) -> VAETerms:
         z, kl = fastib.reparameterize_with_kl(*self.encode(images))

@@ -13,7 +13,7 @@ from fastib._arguments import check_integer, check_number
 from fastib.models.classifier import Classifier
 from fastib.models.model import pixels_of
 from fastib.models.variational import variational_mlp
-from fastib.schedules import Linear
+from fastib.schedules import warmed_up
 
 LOGVAR = -4.0  # of the code around the corners of a cube, which are 2 apart: 15 standard deviations
 
@@ -91,9 +91,8 @@ class Catch(Classifier):
         check_integer("examples", examples, 2)
         check_integer("hidden", hidden, 1)
         check_number("beta", beta, minimum=0.0)
-        check_integer("warm_up", warm_up, 0)
         self.examples = examples
-        self.beta = beta if warm_up == 0 else Linear(0.0, beta, warm_up)
+        self.beta = warmed_up(beta, warm_up)
         self.latent_dim = (examples - 1).bit_length()
         pixels = pixels_of(image_shape)
         self.encoder = variational_mlp([pixels, hidden, hidden, self.latent_dim], posterior, noise)

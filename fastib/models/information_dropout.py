@@ -108,7 +108,7 @@ class AllCNN(Classifier):
             by the number N of training images: their beta is N times this.)
 
     It returns `ClassifierTerms(loss, cross_entropy, information)`. Evaluation is without noise, whose mean is 1; call
-    `settle` before it, with images to train with.
+    `update_batch_norm` before it, with images to train with.
 
     Source: Achille & Soatto 2018, "Information Dropout: learning optimal representations through noisy computation",
     section 6; the network: Springenberg et al. 2015, "Striving for simplicity: the all convolutional net", table 1.
@@ -188,7 +188,7 @@ class AllCNN(Classifier):
         return [*noisy, self.last(noisy[-1])]
 
     @torch.no_grad()
-    def settle(self, batches: Iterable[Tensor]) -> None:
+    def update_batch_norm(self, batches: Iterable[Tensor]) -> None:
         """Learns the statistics of the batch normalisations anew from batches of images, without the noise with which
         they were learned, as the authors' code does before it evaluates."""
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]

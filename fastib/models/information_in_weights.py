@@ -8,7 +8,7 @@ from fastib._arguments import check_choice, check_integer, check_number
 from fastib.models.classifier import Classifier, ClassifierTerms
 from fastib.models.model import pixels_of
 from fastib.models.variational import VariationalConv2d, VariationalLinear, VariationalNetwork, variational_mlp
-from fastib.schedules import Linear
+from fastib.schedules import warmed_up
 
 
 class VariationalClassifier(Classifier):
@@ -70,9 +70,8 @@ class VariationalClassifier(Classifier):
         check_integer("hidden", hidden, 1)
         check_integer("depth", depth, 1)
         check_number("beta", beta, minimum=0.0)
-        check_integer("warm_up", warm_up, 0)
         self.examples, self.posterior = examples, posterior
-        self.beta = beta if warm_up == 0 else Linear(0.0, beta, warm_up)
+        self.beta = warmed_up(beta, warm_up)
         pixels = pixels_of(image_shape)
         if network == "mlp":
             self.network = variational_mlp([pixels, *[hidden] * depth, classes], posterior, noise)

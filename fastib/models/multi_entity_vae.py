@@ -15,8 +15,8 @@ from fastib._arguments import check_integer, check_number
 from fastib.losses import BetaVAELoss, VAETerms
 from fastib.models.model import pixels_of
 from fastib.models.scene import Entities, SceneModel
-from fastib.models.vae import halving, keep_the_signal
-from fastib.schedules import Linear
+from fastib.models.vae import halving, kaiming_init
+from fastib.schedules import warmed_up
 
 HALVINGS = 3  # of the image, to the grid: a cell is 8 pixels wide
 CELL = 2**HALVINGS
@@ -129,7 +129,6 @@ class MultiEntityVAE(SceneModel):
         for name, value in (("latent_dim", latent_dim), ("entities", entities), ("width", width), ("hidden", hidden)):
             check_integer(name, value, 1)
         check_number("beta", beta, minimum=0.0)
-        check_integer("warm_up", warm_up, 0)
         check_number("threshold", threshold, minimum=0.0)
         pixels_of(image_shape)
         channels, height, width_ = image_shape
@@ -145,8 +144,8 @@ class MultiEntityVAE(SceneModel):
         self.features = _features(channels, width)
         self.posteriors = _posteriors(width, hidden, latent_dim)
         self.decoder = _decoder(latent_dim, hidden, width, (channels, rows, columns))
-        keep_the_signal(self)
-        self.criterion = BetaVAELoss(beta if warm_up == 0 else Linear(0.0, beta, warm_up))
+        kaiming_init(self)
+        self.criterion = BetaVAELoss(warmed_up(beta, warm_up))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Means and logarithms of the variances of the posteriors of all cells: two of [B, cells, latent_dim]."""

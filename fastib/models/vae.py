@@ -81,7 +81,7 @@ class ConvVAE(_Network):
             nn.Unflatten(1, (32, height, width)),
             *(layer for conv in up for layer in (nn.SiLU(), conv)),
         )
-        keep_the_signal(self)
+        kaiming_init(self)
 
 
 def _halvings(height: int, width: int) -> int:
@@ -100,7 +100,7 @@ def halving(kind: Any, inputs: int, outputs: int) -> nn.Module:
     return layer
 
 
-def keep_the_signal(model: nn.Module) -> None:
+def kaiming_init(model: nn.Module) -> None:
     """Initialises the layers. PyTorch's own initialisation shrinks the signal in every layer: after fourteen the code
     says nothing of the image, and it takes Adam hundreds of steps to find that it could."""
     for module in model.modules():
@@ -138,7 +138,7 @@ class MLPVAE(_Network):
         pixels = pixels_of(image_shape)
         self.encoder = nn.Sequential(nn.Flatten(), *_mlp(pixels, hidden, 2 * latent_dim))
         self.decoder = nn.Sequential(*_mlp(latent_dim, hidden, pixels), nn.Unflatten(1, image_shape))
-        keep_the_signal(self)
+        kaiming_init(self)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> list[nn.Module]:
