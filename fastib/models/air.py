@@ -109,8 +109,12 @@ class AIR(SceneModel):
             logit, in `prior_steps` steps: at first objects cost little, and later they must be worth their price.
         baseline_factor: the learning rate of the baseline, in those of the rest.
 
-    It returns `AIRTerms(loss, reconstruction, kl, kl_presence, objects)`; in `eval` decisions are sampled. The gradient
-    of `loss` has the baseline's, too; the reconstruction is without the constant of the Gaussian.
+    Call it with images [B, 1, H, W] in [0, 1]; it returns `AIRTerms(loss, reconstruction, kl, kl_presence, objects)`;
+    in `eval` decisions are sampled. The gradient of `loss` has the baseline's, too; the reconstruction is without the
+    constant of the Gaussian.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Eslami et al. 2016, "Attend, infer, repeat: fast scene understanding with generative models", section 2; the
     baseline: Mnih & Gregor 2014, "Neural variational inference and learning in belief networks", section 2.3; the

@@ -27,7 +27,10 @@ class AnnealedVAE(VAE):
         capacity_steps: the number of steps that it takes.
         likelihood: "bernoulli" or "gaussian", of the pixels.
 
-    It returns `VAETerms(loss, reconstruction, kl)`, in nats per image.
+    Call it with images [B, C, H, W] in [0, 1]; it returns `VAETerms(loss, reconstruction, kl)`, in nats per image.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Burgess et al. 2018, "Understanding disentangling in beta-VAE", equation 8.
     """

@@ -28,7 +28,11 @@ class BetaTCVAE(VAE):
         estimator: "mss", "mws", "in_batch" or "leave_one_out": see `fastib.aggregate_posterior`.
         likelihood: "bernoulli" or "gaussian", of the pixels.
 
-    It returns `BetaTCVAETerms`: the loss, the reconstruction and the three terms, in nats per image.
+    Call it with images [B, C, H, W] in [0, 1]; it returns `BetaTCVAETerms`: the loss, the reconstruction and the three
+    terms, in nats per image.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 4.
     """

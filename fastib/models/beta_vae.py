@@ -25,7 +25,10 @@ class BetaVAE(VAE):
         warm_up: the number of steps over which beta grows to it from 0 (none: it is constant).
         likelihood: "bernoulli" or "gaussian", of the pixels.
 
-    It returns `VAETerms(loss, reconstruction, kl)`, in nats per image.
+    Call it with images [B, C, H, W] in [0, 1]; it returns `VAETerms(loss, reconstruction, kl)`, in nats per image.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Higgins et al. 2017, "beta-VAE: learning basic visual concepts with a constrained variational framework";
     the warm-up: Sønderby et al. 2016, "Ladder variational autoencoders", section 2.2.

@@ -59,6 +59,9 @@ class Catch(Classifier):
     `CatchTerms(loss, cross_entropy, index_cross_entropy, information)`. Gradients pass from the code to the logits as
     through a tanh.
 
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
+
     Source: Achille & Soatto 2018, "Emergence of invariance and disentanglement in deep representations", section 4,
     which asks for information in the weights for such a network's sake.
 

@@ -107,8 +107,12 @@ class AllCNN(Classifier):
         beta: the price of a nat about the image in nats about the label, per image. (The authors divide the information
             by the number N of training images: their beta is N times this.)
 
-    It returns `ClassifierTerms(loss, cross_entropy, information)`. Evaluation is without noise, whose mean is 1; call
-    `update_batch_norm` before it, with images to train with.
+    Call it with images [B, C, H, W] in [0, 1] and labels int64 [B]; it returns `ClassifierTerms(loss, cross_entropy,
+    information)`. Evaluation is without noise, whose mean is 1; call `update_batch_norm` before it, with images to
+    train with.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Achille & Soatto 2018, "Information Dropout: learning optimal representations through noisy computation",
     section 6; the network: Springenberg et al. 2015, "Striving for simplicity: the all convolutional net", table 1.

@@ -34,8 +34,11 @@ class VariationalClassifier(Classifier):
         beta: the price of a nat in the weights, in nats about the labels of the training set.
         warm_up: the number of steps over which beta grows to it from 0 (none: it is constant).
 
-    It returns `ClassifierTerms(loss, cross_entropy, information)`; information is that in the weights, in nats per
-    training image.
+    Call it with images [B, C, H, W] in [0, 1] and labels int64 [B]; it returns `ClassifierTerms(loss, cross_entropy,
+    information)`; information is that in the weights, in nats per training image.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Achille & Soatto 2018, "Emergence of invariance and disentanglement in deep representations", section 4 and
     equation 3; "gaussian": Hinton & van Camp 1993, "Keeping the neural networks simple by minimizing the description

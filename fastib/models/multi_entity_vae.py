@@ -94,7 +94,8 @@ class MultiEntityVAE(SceneModel):
         warm_up: the number of steps over which beta grows to it from 0 (none: it is constant).
         threshold: the nats of KL above which an entity is there, until `calibrate` finds it.
 
-    It returns `MultiEntityVAETerms(loss, reconstruction, kl, kl_of_entities)`, in nats per image.
+    Call it with images [B, C, H, W] in [0, 1]; it returns `MultiEntityVAETerms(loss, reconstruction, kl,
+    kl_of_entities)`, in nats per image.
 
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.

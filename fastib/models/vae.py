@@ -118,6 +118,9 @@ class MLPVAE(_Network):
         image_shape: channels, height and width of the images.
         hidden: the width of the hidden layers; 1200 in the paper.
 
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
+
     Source: Higgins et al. 2017, "beta-VAE", table 1 (2D shapes), whose decoder has one more layer, and tanh where there
     are SiLUs here, as in `ConvVAE`.
 

@@ -27,7 +27,11 @@ class VIB(Classifier):
         hidden: the width of the two hidden layers.
         beta: the price of a nat about the image in nats about the label.
 
-    It returns `ClassifierTerms(loss, cross_entropy, information)`; information is the bound on I(Z; X), in nats.
+    Call it with images [B, C, H, W] in [0, 1] and labels int64 [B]; it returns `ClassifierTerms(loss, cross_entropy,
+    information)`; information is the bound on I(Z; X), in nats.
+
+    Raises:
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Alemi et al. 2017, "Deep variational information bottleneck", section 4.1; the shift by 5 is that of the
     authors' code.
