@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from modules import ROOT
 
 import fastib
 from benches import calls, estimators, floors, harness, large_batches, report, run, suites
@@ -44,6 +47,26 @@ def test_rows_add_up(rows: list[harness.Row]) -> None:
             assert row["floor_ms"] > 0 and row["floor_kind"] in ("bytes", "call", "arithmetic")
             assert row["time_over_floor"] == pytest.approx(row["median_ms"] / row["floor_ms"])
             assert row["ratio"] == pytest.approx(row["median_ms"] / by_name["fastib"]["median_ms"])
+
+
+def test_pytest_benchmark_has_every_operator() -> None:
+    """A file for each, as CONTRIBUTING.md says, whose contenders run: here once, on the small shapes."""
+    files = [f"benches/bench_{operator}.py" for operator in suites.OPERATORS]
+    small = " or ".join(f"{spec.shape_name}-{spec.dtype_name}-eager" for spec in QUICK)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--benchmark-disable",
+        "-k",
+        small,
+        *files,
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"{len(QUICK)} passed" in result.stdout, result.stdout[-2000:] + result.stderr[-1000:]
 
 
 @pytest.mark.parametrize("spec", QUICK, ids=str)
