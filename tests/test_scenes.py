@@ -41,12 +41,22 @@ def test_counts_objects_and_places_are_as_likely() -> None:
         assert (torch.bincount(found, minlength=size) - expected).abs().max() < 5 * expected**0.5
 
 
-def test_objects_are_apart() -> None:
-    factors = Scenes(_white(), scenes=2000, side=50, size=12, most=3).factors(range(2000))
+@pytest.mark.parametrize(("side", "size"), [(50, 12), (32, 14)])
+def test_objects_are_apart(side: int, size: int) -> None:
+    factors = Scenes(_white(), scenes=2000, side=side, size=size, most=3).factors(range(2000))
     full = factors[factors[:, 0] == 3]
     places = torch.stack([full[:, 3 * k + 2 : 3 * k + 4] for k in range(3)], dim=1).float()
     gaps = torch.cdist(places, places) + torch.eye(3) * 100
-    assert (gaps.amin((1, 2)) >= 9).double().mean() > 0.999
+    assert (gaps.amin((1, 2)) >= size * 3 / 4).all()
+
+
+def test_an_object_alone_is_anywhere() -> None:
+    """Those that there might have been leave it its place."""
+    factors = Scenes(_white(), scenes=40_000, side=12, size=6, most=3).factors(range(40_000))
+    alone = factors[factors[:, 0] == 1]
+    for found in (alone[:, 2] - 1, alone[:, 3] - 1):
+        expected = len(found) / 7
+        assert (torch.bincount(found, minlength=7) - expected).abs().max() < 5 * expected**0.5
 
 
 def test_there_may_be_no_room() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastib._arguments import check_integer
 from fastib.datasets._images import FactoredImages
 
-TRIES = 16  # places that are drawn for the objects of a scene, of which the first that are far enough apart are taken
+DRAWS = 200  # of the places of a scene's objects, until they are far enough apart: one in 10 or so is, if there is room
 
 
 class Scenes(FactoredImages):
@@ -18,8 +18,8 @@ class Scenes(FactoredImages):
 
     What is where is drawn once: it is always the same. Every count is as likely; so is every object, and every place,
     as far as the objects of a scene are apart: by three quarters of their side, from centre to centre, unless there is
-    no room. The factors are the count and then, of each object, its own factors, its row and its column (of its upper
-    left corner), each from 1, and 0 where there is no object.
+    no room for that. The factors are the count and then, of each object, its own factors, its row and its column (of
+    its upper left corner), each from 1, and 0 where there is no object.
 
     Args:
         objects: of one channel; resized, with antialiasing, to `size` x `size`.
@@ -71,8 +71,7 @@ class Scenes(FactoredImages):
         generator = torch.Generator().manual_seed(seed)
         self._counts = torch.randint(most + 1, (scenes,), generator=generator)
         self._which = torch.randint(len(objects), (scenes, most), generator=generator)
-        tries = torch.randint(side - size + 1, (scenes, TRIES, most, 2), generator=generator, dtype=torch.int16)
-        self._places = _first_apart(tries, size * 3 / 4).long()
+        self._places = _apart(self._counts, most, side - size + 1, size * 3 / 4, generator)
         self._resized = _resized(objects, size)
         self._objects, self.size, self.most = objects, size, most
         self.image_shape = (1, side, side)
@@ -110,11 +109,17 @@ def _resized(objects: FactoredImages, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)  # rounding may be beyond
 
 
-def _first_apart(tries: Tensor, distance: float) -> Tensor:
-    """Of the places [n, tries, k, 2], the first that are all so far apart, or the last: [n, k, 2]."""
-    points = tries.float()
-    gaps = (points.unsqueeze(3) - points.unsqueeze(2)).square().sum(-1)
-    gaps.diagonal(dim1=2, dim2=3).fill_(torch.inf)
-    fit = gaps.amin((2, 3)) >= distance**2
-    fit[:, -1] = True
-    return tries[torch.arange(len(tries)), fit.int().argmax(1)]
+def _apart(counts: Tensor, most: int, places: int, distance: float, generator: torch.Generator) -> Tensor:
+    """Rows and columns of so many objects, [n, most, 2]; those that there are, at least so far from each other."""
+    there = torch.arange(most) < counts.unsqueeze(1)
+    pairs = (there.unsqueeze(1) & there.unsqueeze(2)).triu(1)
+    found = torch.zeros(len(counts), most, 2, dtype=torch.int64)
+    wanted = torch.arange(len(counts))
+    for _ in range(DRAWS):
+        found[wanted] = torch.randint(places, (len(wanted), most, 2), generator=generator)
+        drawn = found[wanted]
+        squares = (drawn.unsqueeze(1) - drawn.unsqueeze(2)).square().sum(-1)
+        wanted = wanted[((squares < distance**2) & pairs[wanted]).any((1, 2))]
+        if not len(wanted):
+            break
+    return found
