@@ -264,8 +264,8 @@ def information_dropout(
         kl.sum() / x.shape[0]
 
     Args:
-        x: activations, [B, ..., D]: not negative for the log-uniform prior, positive for the log-normal one (at 0 its
-            KL is infinite).
+        x: activations, [B, ..., D]: positive for the log-normal prior (at 0 its KL is infinite), not negative for the
+            log-uniform one, or of any sign where `mask_zero` is False.
         log_std: logarithm of the standard deviation of the log noise, like `x`. (It is log(alpha) of the paper, whose
             alpha is a standard deviation. From a log-variance, pass half of it.)
         prior: "log_uniform" or "log_normal".

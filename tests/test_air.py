@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -115,19 +116,21 @@ def test_a_step_sees_what_is_left() -> None:
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_the_gradient_by_decisions_is_unbiased(most: int) -> None:
-    """Every outcome is enumerated: the mean of the estimates is the gradient of the mean, whatever the baseline."""
+    """Every outcome of two images is enumerated: the mean of the estimates is the gradient of the mean, whatever the
+    baseline."""
     model = _model(presence="score_function", most=most).double()
-    images = IMAGES[:1].double()
-    outcomes = [torch.tensor([[1.0] * n + [0.0] * (most - n)]).double() for n in range(most + 1)]
+    images = IMAGES[:2].double()
+    of_one = [[1.0] * n + [0.0] * (most - n) for n in range(most + 1)]
+    outcomes = [torch.tensor(pair).double() for pair in product(of_one, repeat=2)]
     weights = [p for name, p in model.named_parameters() if not name.startswith("baseline.")]
     exact, estimate, total = torch.zeros((), dtype=torch.float64), [torch.zeros_like(p) for p in weights], 0.0
     for outcome in outcomes:
         torch.manual_seed(2)
         steps = model.infer(images, _Given(outcome))
         probability = torch.ones((), dtype=torch.float64)
-        for step, there in zip(steps, outcome[0], strict=True):
-            q = torch.sigmoid(step.logit[0])
-            probability = probability * torch.where(step.before[0] > 0, torch.where(there > 0, q, 1 - q), 1.0)
+        for step, there in zip(steps, outcome.T, strict=True):
+            q = torch.sigmoid(step.logit)
+            probability = probability * torch.where(step.before > 0, torch.where(there > 0, q, 1 - q), 1.0).prod()
         torch.manual_seed(2)
         terms = model.terms(images, _Given(outcome))
         parts = terms.reconstruction + terms.kl

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastib.models import Catch
-from fastib.models.catch import LOGVAR
+from fastib.models.catch import LOGVAR, _draw
 
 SHAPE, EXAMPLES = (1, 4, 4), 12
 IMAGES = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -31,6 +32,12 @@ def test_every_image_has_an_index_of_its_own() -> None:
     assert numbers != _numbers(other.bits(torch.arange(EXAMPLES)))
     other.load_state_dict(one.state_dict())  # which a checkpoint keeps
     assert numbers == _numbers(other.bits(torch.arange(EXAMPLES)))
+
+
+@pytest.mark.parametrize("index", [-1, EXAMPLES])
+def test_an_index_is_one_of_the_training_images(index: int) -> None:
+    with pytest.raises(IndexError):
+        _model()(IMAGES, LABELS, torch.tensor([0, 3, 5, 7, index]))
 
 
 def test_codes_are_at_the_corners_and_pass_gradients_as_a_tanh() -> None:
@@ -59,6 +66,8 @@ def test_it_is_its_formula(beta: float) -> None:
     bits = model.bits(INDICES).double()
     index = -(bits * p.log() + (1 - bits) * (1 - p).log()).sum(1).mean()
     torch.testing.assert_close(terms.index_cross_entropy.double(), index, check_dtype=False, rtol=1e-5, atol=1e-5)
+    answers, _ = model.decoder(_draw(said[-1]))
+    torch.testing.assert_close(terms.cross_entropy, F.cross_entropy(answers[-1], LABELS))
     rest = terms.loss - terms.cross_entropy - terms.index_cross_entropy
     torch.testing.assert_close(rest, beta * terms.information, rtol=1e-4, atol=1e-4)
     assert terms.information * EXAMPLES > of_encoder  # and what is in the decoder

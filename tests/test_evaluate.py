@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fastib import checkpoints, cli, evaluate, functional, metrics, plots, train
 from fastib.configs import Config
-from fastib.datasets import FactoredImages, LabelledImages, Occluded, Sprites, digits
+from fastib.datasets import FactoredImages, LabelledImages, Occluded, Part, Sprites, digits
 from fastib.evaluate import classifiers
 from fastib.metrics import exact_elbo_decomposition
-from fastib.models import VIB, AllCNN, BetaVAE, Catch, Classifier, ClassifierTerms
+from fastib.models import VIB, AllCNN, BetaVAE, Catch, Classifier, ClassifierTerms, VariationalClassifier
 
 VAE_OPTIONS = {"dataset": "sprites-32", "network": "mlp", "hidden": 16, "latent_dim": 3, "steps": 4, "log_every": 2}
 
@@ -172,6 +172,18 @@ def test_of_weights(posterior: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         # Each image has draws of its own, and the prior's width is one of eight.
         bound = metrics.pac_bayes_bound(error, information, 200, 0.05 / 8, draws=100 * 200)
         assert results["pac_bayes_bound"] == bound and error < bound <= 1
+
+
+def test_what_a_bound_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few steps it is 1, whatever it was told."""
+    told = []
+    monkeypatch.setattr(metrics, "pac_bayes_bound", lambda *args, **options: told.append((args, options)) or 0.5)
+    model = VariationalClassifier((1, 8, 8), 10, 200, posterior="gaussian", hidden=8)
+    results = evaluate.of_weights(model, Part(digits(), 200), digits(False), images=100)
+    information = model(digits().images(range(2)), torch.tensor([0, 1])).information.item() * 200
+    [((error, of_weights, *rest), options)] = told
+    assert error == results["error_on_training"] and rest == [200, 0.05 / 8] and options == {"draws": 100 * 200}
+    assert of_weights == pytest.approx(information, rel=1e-5)
 
 
 def test_a_bound_of_draws_that_images_share(tmp_path: Path) -> None:

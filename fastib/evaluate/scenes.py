@@ -86,7 +86,7 @@ def _found(model: SceneModel, test: Scenes, indices: Tensor) -> _Found:
 def _centres(images: Tensor) -> Tensor:
     """The row and column of the centre of mass of images [..., C, H, W]: [..., 2], NaN where all is black."""
     mass = images.double().sum(-3)
-    moments = [(mass.sum(-dim) * torch.arange(mass.shape[dim - 3])).sum(-1) for dim in (1, 2)]
+    moments = [(mass.sum(-dim) * torch.arange(mass.shape[dim - 3], device=mass.device)).sum(-1) for dim in (1, 2)]
     return torch.stack(moments, dim=-1) / mass.sum((-2, -1)).unsqueeze(-1)
 
 

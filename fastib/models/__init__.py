@@ -1,5 +1,7 @@
 """Models to train with the losses: one file reads as one paper."""
 
+from torch.utils._pytree import _register_namedtuple
+
 from fastib.models.air import AIR, AIRTerms
 from fastib.models.annealed_vae import AnnealedVAE
 from fastib.models.beta_tcvae import BetaTCVAE
@@ -39,3 +41,7 @@ __all__ = [
     "VariationalConv2d",
     "VariationalLinear",
 ]
+
+# Else torch.export.save refuses a model that returns them.
+for result in (AIRTerms, CatchTerms, ClassifierTerms, MultiEntityVAETerms):
+    _register_namedtuple(result, serialized_type_name=f"fastib.models.{result.__name__}")

@@ -306,6 +306,8 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> list[nn.Module]:
 
 def _resample(images: Tensor, scale: Tensor, centre: Tensor, side: int) -> Tensor:
     """The squares of images that are `scale` times as wide, around `centre`, as side x side pixels; black outside."""
+    if not len(images):  # which affine_grid refuses
+        return images.new_zeros(0, 1, side, side)
     zero = torch.zeros_like(scale)
     x, y = centre.unbind(1)
     maps = torch.stack([scale, zero, x, zero, scale, y], dim=1).view(-1, 2, 3)

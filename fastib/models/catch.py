@@ -91,6 +91,7 @@ class Catch(Classifier):
         warm_up: int = 0,
     ) -> None:
         super().__init__()
+        check_integer("classes", classes, 1)
         check_integer("examples", examples, 2)
         check_integer("hidden", hidden, 1)
         check_number("beta", beta, minimum=0.0)
@@ -106,7 +107,7 @@ class Catch(Classifier):
     def bits(self, indices: Tensor) -> Tensor:
         """What the code of training images is to be, 0 or 1: [B, latent_dim]."""
         powers = torch.arange(self.latent_dim, device=indices.device)
-        return ((self.order[indices].unsqueeze(1) >> powers) & 1).float()
+        return ((self.order.index_select(0, indices).unsqueeze(1) >> powers) & 1).float()
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Means and logarithms of the variances of the codes, by the mean weights: two of [B, latent_dim]."""

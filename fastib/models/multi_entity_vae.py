@@ -183,10 +183,16 @@ class MultiEntityVAE(SceneModel):
         images [B, C, H, W] of which some have fewer objects than there are entities. Nothing else need be known of
         them.
 
+        Raises:
+            ValueError: if there are not two entities, between which it could lie.
+
         Source: Otsu 1979, "A threshold selection method from gray-level histograms".
         """
         mu, logvar = self.encode(images)
-        self.threshold = _parting(self._chosen(mu, logvar).kl.flatten().double())
+        kl = self._chosen(mu, logvar).kl
+        if kl.numel() < 2:
+            raise ValueError(f"images must have at least 2 entities, got {len(images)} images with {self.count} each")
+        self.threshold = _parting(kl.flatten().double().cpu())
         return self.threshold
 
     def compose(self, entities: Entities) -> Tensor:
