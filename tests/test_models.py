@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +191,33 @@ def test_baselines_have_the_same_shape_and_no_information() -> None:
     dropped = models[0].layers(IMAGES)[0].z
     kept = models[2].layers(IMAGES)[0].z
     assert (dropped == 0).double().mean() > (kept == 0).double().mean() + 0.15
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        pytest.param(AIR(SHAPE, hidden=8, latent_dim=2, window=8, most=1), [IMAGES], id="air"),
+        pytest.param(
+            MultiEntityVAE(SHAPE, entities=2, latent_dim=4, width=4, hidden=8), [IMAGES], id="multi-entity-vae"
+        ),
+        pytest.param(VIB(SHAPE, 3, latent_dim=4, hidden=8), [IMAGES, LABELS], id="vib"),
+        pytest.param(Catch(SHAPE, 3, 6, hidden=8), [IMAGES, LABELS, torch.arange(6)], id="catch"),
+    ],
+)
+def test_an_exported_model_can_be_saved(model: nn.Module, arguments: list[Tensor], tmp_path: Path) -> None:
+    exported = torch.export.export(model, tuple(arguments))
+    torch.export.save(exported, tmp_path / "model.pt2")
+    torch.manual_seed(3)
+    expected = exported.module()(*arguments)
+    torch.manual_seed(3)
+    found = torch.export.load(tmp_path / "model.pt2").module()(*arguments)
+    assert type(found) is type(expected)
+    torch.testing.assert_close(tuple(found), tuple(expected))
+
+
+@pytest.mark.parametrize("model", [AIR(SHAPE, hidden=8), MultiEntityVAE(SHAPE, width=4, hidden=8)])
+def test_no_images_have_no_entities(model: AIR | MultiEntityVAE) -> None:
+    assert model.compose(model.entities(IMAGES[:0])).shape == (0, *SHAPE)
 
 
 @pytest.mark.parametrize(

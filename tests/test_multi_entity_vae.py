@@ -181,6 +181,12 @@ def test_groups_are_parted() -> None:
         assert _parting(values[torch.randperm(39)]) == pytest.approx(ordered[best : best + 2].mean().item())
 
 
+@pytest.mark.parametrize("images", [0, 1])
+def test_nothing_is_parted(images: int) -> None:
+    with pytest.raises(ValueError, match=f"images must have at least 2 entities, got {images} images with 1 each"):
+        MultiEntityVAE((1, 16, 16), entities=1, width=4, hidden=8).calibrate(torch.rand(images, 1, 16, 16))
+
+
 def test_it_counts_squares() -> None:
     """White squares, none to two, which are apart."""
     scenes = Scenes(LabelledImages(torch.ones(1, 1, 1), torch.tensor([0])), scenes=2000, side=16, size=5)
