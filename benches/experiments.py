@@ -2,7 +2,8 @@
 
 Each run is a command of its own, `python -m fastib train` and `evaluate`, on one thread, so many side by side as the
 machine has cores. A finished run is a line of `results/experiments.jsonl`; those that are there are not made again, and
-one that was stopped goes on. Failures are lines, too.
+one that was stopped goes on. Failures are lines, too. With `--results` all goes to another file and folder, so that
+runs can be repeated.
 """
 
 from __future__ import annotations
@@ -149,19 +150,23 @@ def label(values: Values) -> str:
 def command(values: Values) -> str:
     """What repeats a run."""
     if values["model"] == "column-tcvae":
-        return "python -m benches.experiments beta-tcvae"
+        return "python -m benches.experiments beta-tcvae --results again.jsonl"
     flags = [f"--{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in values.items() if k != "model"]
-    return shlex.join(["python", "-m", "fastib", "train", values["model"], *flags])
+    train = shlex.join(["python", "-m", "fastib", "train", values["model"], *flags, "--output=run"])
+    return f"{train} && python -m fastib evaluate run/{checkpoints.NAME}"
 
 
-def make(values: Values, folder: Path) -> None:
-    """Trains and evaluates, in this process."""
+def make(values: Values, folder: Path) -> Values:
+    """Trains and evaluates, in this process; returns what is measured, and how long either took."""
     configs.MODELS["column-tcvae"] = ColumnTCVAE
-    config = Config.of(values)
+    config, started = Config.of(values), time.monotonic()
     steps = train.run(config, folder).steps
     if steps < config.steps:  # a signal ends a training, and raises nothing
         raise SystemExit(f"the training was stopped after {steps} of {config.steps} steps")
+    trained = time.monotonic()
     evaluate.run(folder / checkpoints.NAME)
+    seconds = {"training_seconds": trained - started, "evaluation_seconds": time.monotonic() - trained}
+    return evaluate.evaluation(folder) | {key: round(value, 1) for key, value in seconds.items()}
 
 
 def start(name: str, values: Values, work: Path, results: Path) -> bool:
@@ -177,7 +182,7 @@ def start(name: str, values: Values, work: Path, results: Path) -> bool:
     row: Values = {"experiment": name, "config": values, "command": command(values)}
     row["seconds"] = round(time.monotonic() - started)
     if process.returncode == 0:
-        row["results"] = json.loads((folder / "evaluation.json").read_text())
+        row["results"] = json.loads(process.stdout.splitlines()[-1])
         if name == "annealed-vae":  # of which there is a picture
             row["log"] = logs.read(folder / logs.NAME)
     else:
@@ -208,16 +213,17 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS / NAME) -> i
     parser = argparse.ArgumentParser(prog="python -m benches.experiments", description="Trains the papers' models.")
     parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=", ".join(EXPERIMENTS))
     parser.add_argument("--work", type=Path, default=Path("fastib-train"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=results, help="file of the lines (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side (default: cores)")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.make:
-        make(json.loads(arguments.make), arguments.work)
+        print(json.dumps(make(json.loads(arguments.make), arguments.work)))
         return 0
-    made = [(row["experiment"], row["config"]) for row in done(results) if "failure" not in row]
+    made = [(row["experiment"], row["config"]) for row in done(arguments.results) if "failure" not in row]
     wanted = [(name, values) for name in arguments.names or EXPERIMENTS for values in runs(name)]
     with ThreadPoolExecutor(arguments.workers) as workers:
-        runs_ = [workers.submit(start, *run, arguments.work, results) for run in wanted if run not in made]
+        runs_ = [workers.submit(start, *run, arguments.work, arguments.results) for run in wanted if run not in made]
         return int(not all(run.result() for run in runs_))
 
 

@@ -33,9 +33,11 @@ def test_every_configuration_is_one_and_its_command_repeats_it(name: str) -> Non
     for values in found:
         config = Config.of(values)
         if values["model"] != "column-tcvae":
-            _, _, module, command, model, *flags = shlex.split(experiments.command(values))
-            assert (module, command) == ("fastib", "train")
+            train, evaluate = experiments.command(values).split(" && ")
+            _, _, module, command, model, *flags, output = shlex.split(train)
+            assert (module, command, output) == ("fastib", "train", "--output=run")
             assert configs.of_command(model, None, None, flags) == config
+            assert evaluate == "python -m fastib evaluate run/checkpoint.pt"
 
 
 def test_the_column_model_is_its_formula() -> None:
@@ -63,10 +65,12 @@ def test_lines_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [TINY, TINY | {"dataset": "mnist", "data": "nowhere"}]
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"tiny": Experiment(runs, 1)})
     results = tmp_path / "rows.jsonl"
+    options = ["--workers", "1", "--work", str(tmp_path / "work"), "--results", str(results)]
     for _ in range(2):
-        assert experiments.main(["tiny", "--workers", "1", "--work", str(tmp_path / "work")], results) == 1
+        assert experiments.main(["tiny", *options]) == 1
     done, failed, again = experiments.done(results)
-    assert done["config"] == TINY | {"seed": 0} and 0 < done["results"]["error"] < 1 and done["seconds"] > 0
+    assert done["config"] == TINY | {"seed": 0} and 0 < done["results"]["error"] < 1
+    assert 0 < sum(done["results"][f"{part}_seconds"] for part in ("training", "evaluation")) < done["seconds"]
     assert done["command"].startswith("python -m fastib train vib --dataset=digits --hidden=8")
     assert "data must be the folder of the files of mnist" in failed["failure"] and "results" not in failed
     assert again["config"] == failed["config"]  # what failed is tried again; what is done is not
@@ -119,6 +123,9 @@ def test_means_and_spreads() -> None:
     assert gallery.spread(runs, "error") == (2.5, pytest.approx((5 / 3) ** 0.5))
     line = next(line for line in gallery.table(rows, "vib-digits").splitlines() if line.startswith("| 0.1 "))
     assert "| 5, 1 failed |" in line and "| 2.5 ± 1.3 " in line and "| 1.3 " in line
+    again = rows[:-1] + [failed, runs[0] | {"config": failed["config"]}]
+    line = next(line for line in gallery.table(again, "vib-digits").splitlines() if line.startswith("| 0.1 "))
+    assert "| 5, 1 failed before |" in line
     assert set(gallery.drawn(rows, "vib-digits")) == set(gallery.groups(rows, "vib-digits"))
     assert ("0.1",) not in gallery.drawn([failed], "vib-digits") and ("0.1",) in gallery.groups([failed], "vib-digits")
 
@@ -175,6 +182,11 @@ def test_the_page_and_its_pictures(tmp_path: Path) -> None:
         assert f"## {name}\n" in page and gallery.table(rows, name) in page
     pictures = {file for file, _ in gallery.PICTURES.values()}
     assert all(f"]({file})" in page and (tmp_path / file).read_bytes()[1:4] == b"PNG" for file in pictures)
+
+
+def test_origins_are_all_told() -> None:
+    rows = [{"origin": {"cpu": cpu, "torch": "2", "date": "today"}} for cpu in ("one", "other", "one")]
+    assert gallery._origins(rows) == "2 runs: one, PyTorch 2, today; 1 runs: other, PyTorch 2, today"
 
 
 def test_a_result_that_only_some_runs_have() -> None:
