@@ -1,14 +1,16 @@
-"""Files that are never half written; and those of torch.save, read with a clear error."""
+"""Files that are never half written; those of torch.save, read with a clear error; and digests of what they have."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def load(name: str, path: Path, device: str | None = None) -> Any:
@@ -54,3 +56,34 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
         raise
+
+
+def digest(content: Any) -> str:
+    """One of all of a value that torch.save can write: kinds, keys and the elements of tensors.
+
+    Raises:
+        RuntimeError, ValueError: for tensors that are not stored element by element, or a value that contains itself.
+    """
+    found = hashlib.sha256()
+    for part in _bytes(content):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _bytes(value: Any) -> Iterator[bytes | memoryview]:
+    if isinstance(value, dict):
+        yield f"dict {len(value)}\n".encode()
+        for key, entry in value.items():
+            yield from _bytes(key)
+            yield from _bytes(entry)
+    elif isinstance(value, (list, tuple)):
+        yield f"list {len(value)}\n".encode()
+        for entry in value:
+            yield from _bytes(entry)
+    elif isinstance(value, Tensor):
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # expanded, maybe beyond memory
+            raise ValueError(f"a tensor must be stored element by element, got one of shape {tuple(value.shape)}")
+        yield f"tensor {value.dtype} {tuple(value.shape)}\n".encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    else:
+        yield f"{value!r}\n".encode()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +30,7 @@ class Data(NamedTuple):
     @classmethod
     def of(cls, dataset: FactoredImages) -> Data:
         some = torch.linspace(0, len(dataset) - 1, 64).long()
-        digest = _digest([dataset.images(some), dataset.factors(some)])
+        digest = _files.digest([dataset.images(some), dataset.factors(some)])
         return cls(len(dataset), dataset.image_shape, dataset.factor_sizes[0], digest)
 
 
@@ -81,7 +79,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "optimiser": checkpoint.optimiser,
         "average": checkpoint.average,
     }
-    _files.save({**content, "sha256": _digest(content)}, path)
+    _files.save({**content, "sha256": _files.digest(content)}, path)
 
 
 def load(path: Path) -> Checkpoint:
@@ -99,7 +97,7 @@ def of_content(content: Any, path: Path) -> Checkpoint:
         raise ValueError(f"checkpoint must be one of python -m fastib train, got {path}")
     if content["fastib"] != FORMAT:
         raise ValueError(f"checkpoint must be of format {FORMAT}, got {path} of format {content['fastib']!r}")
-    if content.get("sha256") != _digest({key: value for key, value in content.items() if key != "sha256"}):
+    if not _is_as_written(content):
         raise ValueError(f"checkpoint must be as it was written, got {path}, whose content has another digest")
     parts = (content[name] for name in ("step", "model", "optimiser", "average"))
     return Checkpoint(Config.of(content["config"]), Data(**content["data"]), *parts)
@@ -110,34 +108,44 @@ def is_checkpoint(content: Any) -> bool:
     return isinstance(content, dict) and isinstance(content.get("fastib"), int) and {*_KEYS} <= {*content}
 
 
+def _is_as_written(content: dict[str, Any]) -> bool:
+    """Whether it has the digest that it was written with. What has none, as a sparse tensor, was never written."""
+    try:
+        digest = _files.digest({key: value for key, value in content.items() if key != "sha256"})
+    except (RuntimeError, ValueError):
+        return False
+    return content.get("sha256") == digest
+
+
+def images(checkpoint: Checkpoint, data: str | None = None, train: bool = True) -> FactoredImages:
+    """Those that its model was trained on, or those of the data set to test with.
+
+    Args:
+        checkpoint: what `load` gives.
+        data: the folder of the data set's files, where it is no longer that of the training.
+        train: which.
+
+    Raises:
+        ValueError: as `Config.images` does, or if they are not those of the training, or of another shape.
+    """
+    config, folder = checkpoint.config, data or checkpoint.config.data
+    trained_on = config.images(data=data)
+    if Data.of(trained_on) != checkpoint.data:
+        raise ValueError(f"data must be that of the training, got {folder!r}, with other images")
+    if train:
+        return trained_on
+    others = config.images(False, data)
+    if others.image_shape != checkpoint.data.image_shape:
+        raise ValueError(
+            f"data must have images to test with of shape {checkpoint.data.image_shape}, as those of the training, "
+            f"got {folder!r}, with {others.image_shape}"
+        )
+    return others
+
+
 def trained_model(checkpoint: Checkpoint) -> Model:
     """The model of a checkpoint, with its averaged weights where there are any, for evaluation."""
     model = new_model(checkpoint.config, checkpoint.data)
     state = checkpoint.model if checkpoint.average is None else checkpoint.average
     model.load_state_dict(state)
     return model.eval()
-
-
-def _digest(content: Any) -> str:
-    digest = hashlib.sha256()
-    for part in _bytes(content):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _bytes(value: Any) -> Iterator[bytes]:
-    """All of a value: kinds, keys and the elements of tensors."""
-    if isinstance(value, dict):
-        yield f"dict {len(value)}\n".encode()
-        for key, entry in value.items():
-            yield from _bytes(key)
-            yield from _bytes(entry)
-    elif isinstance(value, (list, tuple)):
-        yield f"list {len(value)}\n".encode()
-        for entry in value:
-            yield from _bytes(entry)
-    elif isinstance(value, Tensor):
-        yield f"tensor {value.dtype} {tuple(value.shape)}\n".encode()
-        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    else:
-        yield f"{value!r}\n".encode()

@@ -29,7 +29,8 @@ def run(checkpoint: Path, rows: int | None = None, seed: int = 0, data: str | No
         The result of `fastib.metrics.exact_elbo_decomposition`.
 
     Raises:
-        ValueError: if the file is none of them, its model has no Gaussian code, and as `exact_elbo_decomposition` does.
+        ValueError: if the file is none of them, its model has no Gaussian code or was trained on other images, and as
+            `exact_elbo_decomposition` does: what is kept is of other weights, say.
         ImportError: without tqdm, which the extra `models` installs.
     """
     partial = partial_of(checkpoint)
@@ -53,7 +54,7 @@ def _source(checkpoint: Path, data: str | None) -> tuple[Any, ...]:
         model = checkpoints.trained_model(trained)
         if not isinstance(model, (VAE, VIB)):
             raise ValueError(f"checkpoint must be of a model with a Gaussian code, got {trained.config.model}")
-        return model.encode, trained.config.images(data=data)
+        return model.encode, checkpoints.images(trained, data)
     keys = set(content) if isinstance(content, dict) else set()
     if {"mu", "logvar"} <= keys:
         return (tuple(content[name] for name in ("z", "mu", "logvar") if name in content),)

@@ -143,7 +143,8 @@ def run(kind: str, runs: Sequence[Path], output: Path | None = None, seed: int =
 
     Raises:
         ImportError: without matplotlib, which the extra `models` installs.
-        ValueError: if a run lacks the file that is drawn from, or has another kind of model.
+        ValueError: if a run lacks the file that is drawn from, has another kind of model, or was trained on other
+            images.
     """
     require("matplotlib", "a picture")
     check_choice("kind", kind, tuple(_KINDS))
@@ -215,7 +216,7 @@ _KINDS: dict[str, Callable[[Sequence[Path], Path, str | None], None]] = {
 
 
 def _some_images(trained: Checkpoint, count: int, data: str | None, train: bool = False) -> Tensor:
-    dataset = trained.config.images(train, data)
+    dataset = checkpoints.images(trained, data, train)
     return dataset.images(torch.randint(len(dataset), (count,)))
 
 

@@ -286,17 +286,20 @@ def test_of_too_few_images(vae: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "images must be at least 100, got 5" in capsys.readouterr().err
 
 
+def _mnist(folder: Path, shift: int = 0, width: int = 8) -> Path:
+    """A folder of 120 images of 8 x 8 for training, and as many to test with, of another width."""
+    folder.mkdir(exist_ok=True)
+    for part, columns in (("train", 8), ("t10k", width)):
+        pixels = (torch.arange(120 * 8 * columns) + shift).byte().numpy().tobytes()
+        header = bytes([0, 0, 8, 3, 0, 0, 0, 120, 0, 0, 0, 8, 0, 0, 0, columns])
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels)
+        labels = bytes([0, 0, 8, 1, 0, 0, 0, 120] + [i % 10 for i in range(120)])
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    return folder
+
+
 def test_data_that_has_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for part in ("train", "t10k"):
-        images = (
-            bytes([0, 0, 8, 3, 0, 0, 0, 120, 0, 0, 0, 8, 0, 0, 0, 8]) + torch.arange(120 * 64).byte().numpy().tobytes()
-        )
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(images)
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
-            bytes([0, 0, 8, 1, 0, 0, 0, 120] + [i % 10 for i in range(120)])
-        )
+    folder = _mnist(tmp_path / "data")
     options = {
         "dataset": "mnist",
         "data": str(folder),
@@ -317,6 +320,13 @@ def test_data_that_has_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert cli.main(arguments) == 2
         assert f"data must be the folder of the files of mnist, got '{folder}'" in capsys.readouterr().err
         assert cli.main([*arguments, f"--data={moved}"]) == 0
+        for other, message in (
+            (_mnist(tmp_path / "other", shift=1), "data must be that of the training, got '{}', with other images"),
+            (_mnist(tmp_path / "wide", width=9), "data must have images to test with of shape (1, 8, 8), "),
+        ):
+            if command[0] == "plot" or "test with" not in message:  # the others look at what was trained on alone
+                assert cli.main([*arguments, f"--data={other}"]) == 2
+                assert message.format(other) in capsys.readouterr().err
 
 
 def test_of_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -246,23 +246,30 @@ def test_is_saved_from_time_to_time(few_at_once: None, monkeypatch: pytest.Monke
     assert done == [10, 20, 30, 35]
 
 
-@pytest.mark.parametrize("change", ["rows", "seed", "posteriors", "file"])
+@pytest.mark.parametrize("change", ["rows", "seed", "posteriors", "weights", "samples", "file"])
 def test_the_state_of_another_call(
     few_at_once: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
 ) -> None:
-    mu, state = torch.randn(30, 2), tmp_path / "state"
+    mu, state, encoder = torch.randn(30, 7), tmp_path / "state", _Encoder()
+
+    def call(**options: Any) -> None:
+        source = (encoder, mu) if change in ("weights", "samples") else ((mu, mu),)
+        exact_elbo_decomposition(*source, state=state, **options)
+
     with monkeypatch.context() as patch:
         _interrupted(patch, after=1)
         with pytest.raises(KeyboardInterrupt):
-            exact_elbo_decomposition((mu, mu), state=state)
+            call()
     if change == "file":
         state.write_text("something else")
-    elif change == "posteriors":
+    elif change == "weights":
+        next(encoder.parameters()).data.add_(1)
+    elif change in ("posteriors", "samples"):
         mu = mu + 1
     before = state.read_bytes()
     options: dict[str, Any] = {"rows": {"rows": 20}, "seed": {"seed": 1}}.get(change, {})
     with pytest.raises(ValueError, match="^state must be "):
-        exact_elbo_decomposition((mu, mu), state=state, **options)
+        call(**options)
     assert state.read_bytes() == before
 
 
@@ -344,8 +351,8 @@ def _save_model(path: Path) -> VAE:
 def test_command_on_the_model_of_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = _save_model(tmp_path / "model.pt")
     monkeypatch.setattr(Sprites, "__len__", lambda self: 70)
+    model = _save_model(tmp_path / "model.pt")
     assert _run(str(tmp_path / "model.pt")) == 0
     expected = exact_elbo_decomposition(model.encode, Sprites().images(torch.arange(70)))
     printed = capsys.readouterr().out

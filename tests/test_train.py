@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import fastib
-from fastib import checkpoints, cli, configs, logs, train
+from fastib import _files, checkpoints, cli, configs, logs, train
 from fastib.configs import Config
 
 # Of which two ranks don't share a batch evenly.
@@ -73,7 +73,7 @@ def test_a_run_in_parts_is_a_run(model: str, tmp_path: Path, capsys: pytest.Capt
     whole_, parts = (checkpoints.load(tmp_path / name / checkpoints.NAME) for name in ("whole", "parts"))
     assert whole_.config.steps == parts.config.steps == whole_.step == 6
     for state in ("model", "optimiser", "average"):
-        assert list(checkpoints._bytes(getattr(whole_, state))) == list(checkpoints._bytes(getattr(parts, state)))
+        assert _files.digest(getattr(whole_, state)) == _files.digest(getattr(parts, state))
     every = {row["step"]: row for row in _log(tmp_path / "parts")}
     assert [every[row["step"]] for row in _log(tmp_path / "whole")] == _log(tmp_path / "whole")
     assert [row["step"] for row in _log(tmp_path / "whole")] == [2, 4, 6]
@@ -259,6 +259,11 @@ EDITS = {
     "a moment": lambda c: c["optimiser"]["state"][0]["exp_avg"].zero_(),
     "the digest": lambda c: c.pop("sha256"),
     "a dtype": lambda c: c["model"].update({"decoder.bias": c["model"]["decoder.bias"].double()}),
+    "a sparse weight": lambda c: c["model"].update({"decoder.bias": c["model"]["decoder.bias"].to_sparse()}),
+    "no weight": lambda c: c["model"].update({"decoder.bias": c["model"]["decoder.bias"].to("meta")}),
+    "a complex weight": lambda c: c["model"].update({"decoder.bias": torch.ones(3, dtype=torch.complex64).conj()}),
+    "more than memory": lambda c: c["model"].update({"decoder.bias": torch.zeros(1).expand(10**13)}),
+    "itself": lambda c: c["model"].update(model=c["model"]),
 }
 
 
@@ -390,7 +395,7 @@ def test_other_images_under_the_same_name(tmp_path: Path, capsys: pytest.Capture
     train.run(_config("beta-vae", **run, data=str(tmp_path / "moved")), tmp_path / "run")
     train.run(_config("beta-vae", **run, data=str(tmp_path / "a")), tmp_path / "whole")
     run_, whole = (checkpoints.load(tmp_path / name / checkpoints.NAME) for name in ("run", "whole"))
-    assert list(checkpoints._bytes(run_.model)) == list(checkpoints._bytes(whole.model))
+    assert _files.digest(run_.model) == _files.digest(whole.model)
 
 
 @pytest.mark.parametrize(

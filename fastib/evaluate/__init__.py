@@ -11,7 +11,7 @@ from typing import Any
 from fastib import _files, checkpoints
 from fastib._arguments import check_integer
 from fastib._extras import require
-from fastib.configs import Config
+from fastib.checkpoints import Checkpoint
 from fastib.datasets import Scenes
 from fastib.evaluate.catch import of_catch
 from fastib.evaluate.classifiers import EPSILONS, adversarial, of_classifier, of_nuisance
@@ -62,7 +62,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
 
     Raises:
         ImportError: without scikit-learn and tqdm, which the extra `models` installs.
-        ValueError: if the file is no checkpoint, its data is missing, or a model of scenes was trained on other images.
+        ValueError: if the file is no checkpoint, its data is missing or not that of the training, or a model of scenes was
+            trained on other images.
     """
     require("tqdm", "the progress bar")
     require("sklearn", "evaluate")
@@ -71,7 +72,7 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     check_integer("seed", seed, 0)
     trained = checkpoints.load(checkpoint)
     model = checkpoints.trained_model(trained)
-    open_ = partial(trained.config.images, data=data)
+    open_ = partial(checkpoints.images, trained, data)
     if isinstance(model, VAE):
         results = of_vae(model, open_(), images, seed)
     elif isinstance(model, VariationalClassifier):
@@ -81,7 +82,7 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     elif isinstance(model, Classifier):
         results = of_classifier(model, open_(), open_(train=False), images, seed)
     elif isinstance(model, SceneModel):
-        train, test = (_scenes(trained.config, which, data) for which in (True, False))
+        train, test = (_scenes(trained, which, data) for which in (True, False))
         results = of_scenes(model, train, test, images, seed)
     print(report(results))
     path = checkpoint.with_name(NAME)
@@ -92,8 +93,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     return results
 
 
-def _scenes(config: Config, train: bool, data: str | None) -> Scenes:
-    images = config.images(train, data)
+def _scenes(trained: Checkpoint, train: bool, data: str | None) -> Scenes:
+    config, images = trained.config, checkpoints.images(trained, data, train)
     if isinstance(images, Scenes):
         return images
     raise ValueError(f"dataset must be of scenes, to evaluate a {config.model}, got {config.dataset!r}")

@@ -59,7 +59,8 @@ def exact_elbo_decomposition(
         seed: of the samples z and of the choice of rows.
         reduction: over the rows: "none" (in the order of the data set), "sum" or "mean".
         state: a file that keeps what is done, once the encoder has seen all: a call that was interrupted goes on from
-            there when it is made again. It is removed at the end.
+            there when it is made again, by the weights of a module and the samples of a tensor; that another encoder,
+            or the samples of another data set, are the same is taken on trust. It is removed at the end.
         progress: whether to show a bar with an estimate of the time left.
 
     Returns:
@@ -128,6 +129,8 @@ class _Decomposition:
             if dataset is None:
                 raise ValueError("dataset must be given with an encoder")
             call["samples"] = len(dataset) if hasattr(dataset, "__len__") else None
+            if path is not None:
+                call["digest"] = _digest(encoder, dataset)
             saved = _load(path, call)
             if saved is None:
                 work = cls._of(encoded(encoder, dataset, progress), call, path)
@@ -207,6 +210,24 @@ def _load(path: Path | None, call: dict[str, Any]) -> dict[str, Any] | None:
     return saved
 
 
+def _module_of(encoder: Any) -> nn.Module | None:
+    """The module that an encoder is, or is a method of."""
+    module = encoder if isinstance(encoder, nn.Module) else getattr(encoder, "__self__", None)
+    return module if isinstance(module, nn.Module) else None
+
+
+def _digest(encoder: Any, dataset: Any) -> str:
+    """Of the weights and the samples, where they are there to be looked at."""
+    module = _module_of(encoder)
+    state = {} if module is None else module.state_dict()
+    samples = dataset if isinstance(dataset, Tensor) else None
+    return _files.digest([_contiguous(value) for value in (*state.values(), samples)])
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else value
+
+
 def _given(posteriors: Any) -> Posteriors:
     """(mu, logvar) or (z, mu, logvar), checked."""
     if not isinstance(posteriors, (tuple, list)) or len(posteriors) not in (2, 3):
@@ -225,8 +246,8 @@ def _given(posteriors: Any) -> Posteriors:
 
 def encoded(encoder: Encoder, dataset: Any, progress: bool) -> Posteriors:
     """The posteriors of a whole data set."""
-    module = encoder if isinstance(encoder, nn.Module) else getattr(encoder, "__self__", None)
-    if not isinstance(module, nn.Module):
+    module = _module_of(encoder)
+    if module is None:
         return _concatenated(encoder, dataset, None, progress)
     parameter = next(module.parameters(), None)
     modes = [(part, part.training) for part in module.modules()]
