@@ -1,10 +1,11 @@
-"""Files that are never half written; those of torch.save, read with a clear error; and digests of what they have."""
+"""Files that are never half written; those of torch.save and of text, read with a clear error; and digests."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,28 @@ def save(content: Any, path: Path) -> None:
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Puts what `write` writes to the path that it is given in the place of a file at once, or leaves it as it was."""
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")  # another process may be writing, too
     try:
         write(new)
+        with new.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
         os.replace(new, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # which the user knows
         raise
+
+
+@contextlib.contextmanager
+def writing(name: str, what: str, path: Path) -> Iterator[None]:
+    """Errors of the system, as those of the argument that gave the path, which must be `what` that can be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{name} must be {what} that can be written, got {path}: {reason}") from error
 
 
 def digest(content: Any) -> str:

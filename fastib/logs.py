@@ -59,13 +59,23 @@ class Log:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """The rows of a log."""
+    """The rows of a log.
+
+    Raises:
+        ValueError: if the file is none, or has rows that no training writes.
+    """
     return [{name: float(value) for name, value in row.items()} for row in _rows(path)]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    rows = list(csv.DictReader(_files.text("log", path).splitlines(), restval=None))
-    return [row for row in rows if None not in row.values()]  # the last may have been cut short
+    whole, _, _ = _files.text("log", path).rpartition("\n")  # the last row may have been cut short
+    rows = [row for row in csv.DictReader(whole.splitlines(), restval=None) if None not in row.values()]
+    for row in rows:
+        try:
+            int(row["step"]), [float(value) for value in row.values()]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"log must be that of a training, got {path}, with {row}") from None
+    return rows
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> None:

@@ -196,9 +196,10 @@ def _point(run: Path) -> tuple[str, float, float]:
     """Model, rate and distortion of a run that has been evaluated."""
     trained = checkpoints.load(run / checkpoints.NAME)
     results = evaluation(run)
-    if results.get("step") != trained.step or not {"rate", "distortion"} <= results.keys():
+    rate, distortion = (results.get(name) for name in ("rate", "distortion"))
+    if results.get("step") != trained.step or not isinstance(rate, float) or not isinstance(distortion, float):
         raise ValueError(f"run must be a VAE that was evaluated since it was trained, got {run}")
-    return trained.config.model, results["rate"], results["distortion"]
+    return trained.config.model, rate, distortion
 
 
 def _trained(run: Path) -> tuple[Checkpoint, Model]:
@@ -229,8 +230,9 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Writes, or replaces, a PNG file at once."""
-    _files.replace(path, lambda new: figure.savefig(new, dpi=100, format="png"))
+    """Writes, or replaces, a PNG file at once; raises ValueError where it can't be written."""
+    with _files.writing("output", "a file", path):
+        _files.replace(path, lambda new: figure.savefig(new, dpi=100, format="png"))
 
 
 def _grid(figure: Any, title: str, rows: Sequence[tuple[str, Tensor]]) -> Any:
@@ -240,6 +242,6 @@ def _grid(figure: Any, title: str, rows: Sequence[tuple[str, Tensor]]) -> Any:
     for (name, images), line in zip(rows, axes, strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         for image, axis in zip(images, line, strict=True):
-            axis.imshow(image.squeeze(0).numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)  # or three colours
             axis.set(xticks=[], yticks=[])
     return axes

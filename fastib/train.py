@@ -8,6 +8,7 @@ threads: PyTorch's sums depend on them), and several ranks train what one does, 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import math
 import os
@@ -94,7 +95,8 @@ def interruptions() -> Iterator[Callable[[], bool]]:
 
     in_main_thread = threading.current_thread() is threading.main_thread()  # no other one may handle signals
     numbers = [number for name in ENDS if (number := getattr(signal, name, None)) and in_main_thread]
-    before = {number: signal.signal(number, ask) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield lambda: bool(asked)
     finally:
@@ -223,8 +225,8 @@ def run(config: Config, output: Path) -> Trained:
     Raises:
         ImportError: without tqdm, which the extra `models` installs, or without TensorBoard, if it is wanted.
         ValueError: if the data is missing or unfit for the model, the folder has another run or other files of these
-            names, it can't be written or there is no room on its disk, or several ranks are to train another model than
-            a beta-TCVAE.
+            names, another training is at work in it, it can't be written or there is no room on its disk, or several
+            ranks are to train another model than a beta-TCVAE.
         FloatingPointError: if the loss or a weight is no longer finite; the last checkpoint is from before that.
     """
     require("tqdm", "the progress bar")
@@ -237,14 +239,13 @@ def run(config: Config, output: Path) -> Trained:
 def _run(config: Config, output: Path, all_ranks: Ranks) -> Trained:
     _check_ranks(config, all_ranks)
     training = Training(config, _dataset(config), all_ranks)
-    _go_on(training, output)
+    with _files.writing("output", "a folder", output):
+        _go_on(training, output)
     if all_ranks.rank > 0:
         _train(training, None, output)
         return Trained(training.step, [])
-    try:
+    with _files.writing("output", "a folder", output):
         trained = _written(training, output)
-    except OSError as error:
-        raise ValueError(f"output must be a folder that can be written, got {output}: {error.strerror}") from error
     print(report(trained, config, all_ranks.size))
     return trained
 
@@ -293,15 +294,34 @@ def _check_same(before: Config, now: Config, output: Path) -> None:
 
 def _written(training: Training, output: Path) -> Trained:
     """Trains, and writes what is to be written."""
-    config = training.config
+    config, path = training.config, output / CONFIG
     _check_room(training, output)
     output.mkdir(parents=True, exist_ok=True)
-    path = output / CONFIG
-    if not path.exists() or Config.of({"model": config.model, **read(path)}) != config:  # else it may be the user's own
-        _files.replace(path, lambda new: new.write_text(config.toml(), encoding="utf-8"))
-    with contextlib.closing(Log(output / logs.NAME, training.step, config.tensorboard)) as log:
-        _train(training, log, output)
+    with _alone_in(output):
+        # else it may be the user's own
+        if not path.exists() or Config.of({"model": config.model, **read(path)}) != config:
+            _files.replace(path, lambda new: new.write_text(config.toml(), encoding="utf-8"))
+        with contextlib.closing(Log(output / logs.NAME, training.step, config.tensorboard)) as log:
+            _train(training, log, output)
     return Trained(training.step, [output / checkpoints.NAME, path, *log.files])
+
+
+@contextlib.contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Keeps other trainings out of a folder, until the end of the block or of the process."""
+    descriptor = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output must not be in use by another training, got {output}") from None
+        except OSError:  # a file system that locks no folders, as some over a network
+            pass
+        for left in output.glob(f"{checkpoints.NAME}.*.new"):  # by one that was killed
+            left.unlink()
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_room(training: Training, output: Path) -> None:

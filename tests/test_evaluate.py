@@ -360,6 +360,11 @@ def test_a_picture_of_several_runs(vae: Path, tmp_path: Path, capsys: pytest.Cap
     whole = (tmp_path / "b" / "evaluation.json").read_text()
     for text, message in (
         (whole[:10], f"run must have a whole evaluation.json, got {tmp_path / 'b'}"),
+        ("[]", f"run must have a whole evaluation.json, got {tmp_path / 'b'}: []"),
+        (
+            whole.replace('"rate": 5.0', '"rate": null'),
+            f"run must be a VAE that was evaluated since it was trained, got {tmp_path / 'b'}",
+        ),
         (whole.replace("4", "3"), f"run must be a VAE that was evaluated since it was trained, got {tmp_path / 'b'}"),
         (
             '{"step": 4, "error": 0.5}',
@@ -422,6 +427,26 @@ def test_pictures_that_cannot_be(
     folder = {"vae": vae, "cnn": cnn, "missing": tmp_path}[run]
     assert cli.main(["plot", kind, str(folder), f"--output={tmp_path / 'picture.png'}"]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "picture.png").exists()
+
+
+def test_pictures_in_colour(tmp_path: Path) -> None:
+    model = BetaVAE((3, 8, 8), network="mlp", hidden=8, latent_dim=2)
+    plots.traversals(model, torch.rand(12, 3, 8, 8), tmp_path / "picture.png")
+    pixels = imread(tmp_path / "picture.png")
+    assert (pixels[..., 0] - pixels[..., 1]).std() > 0.02
+
+
+def test_results_that_cannot_be_written(vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plot", "dimensions", str(vae), f"--output={tmp_path}"]) == 2
+    assert f"output must be a file that can be written, got {tmp_path}: Is a directory" in capsys.readouterr().err
+    checkpoint, results = tmp_path / checkpoints.NAME, tmp_path / "evaluation.json"
+    checkpoint.write_bytes((vae / checkpoints.NAME).read_bytes())
+    results.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "of_vae", lambda *arguments: {"rate": 1.0})
+        assert cli.main(["evaluate", str(checkpoint)]) == 2
+    message = f"checkpoint must be in a folder that can be written, got {checkpoint}: Is a directory"
+    assert message in capsys.readouterr().err and set(tmp_path.iterdir()) == {checkpoint, results}
 
 
 def test_one_picture_is_of_one_run(vae: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,6 +212,18 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert _log(tmp_path / "killed") == _log(tmp_path / "whole")
 
 
+def test_nohup_is_heeded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with train.interruptions() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert not asked()
+            signal.raise_signal(signal.SIGTERM)
+            assert asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_loss_that_is_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,7 +328,23 @@ def test_a_checkpoint_is_never_half_written(checkpoint: Path) -> None:
     kept, content = checkpoint.read_bytes(), checkpoints.load(checkpoint)
     with _small_files(10_000), pytest.raises(OSError, match="File too large"):
         checkpoints.save(content, checkpoint)
-    assert checkpoint.read_bytes() == kept and not checkpoint.with_name("checkpoint.pt.new").exists()
+    assert checkpoint.read_bytes() == kept and not list(checkpoint.parent.glob("*.new"))
+
+
+def test_two_processes_write_one_file(tmp_path: Path) -> None:
+    """Each its own whole content, whoever is last."""
+    path, written = tmp_path / "file", []
+
+    def write(new: Path) -> None:
+        new.write_text("first")
+        if not written:
+            written.append(new)
+            _files.replace(path, write)
+            assert path.read_text() == new.read_text() == "first"
+            new.write_text("second")
+
+    _files.replace(path, write)
+    assert path.read_text() == "second" and list(tmp_path.iterdir()) == [path]
 
 
 # What is refused, before anything is written.
@@ -349,9 +377,44 @@ def test_a_disk_that_fills_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / checkpoints.NAME).with_suffix(".pt.new").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={link}"]) == 2
+    assert f"output must be a folder that can be written, got {link}: File exists" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(*arguments: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(train, "_go_on", forbidden)  # as the first look at it does, but not for root
     assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
-    assert f"output must be a folder that can be written, got {tmp_path}: " in capsys.readouterr().err
+    assert f"output must be a folder that can be written, got {tmp_path}: Permission denied" in capsys.readouterr().err
+
+
+def test_one_folder_is_of_one_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = tmp_path / "checkpoint.pt.0.new"
+    left.touch()
+    with train._alone_in(tmp_path):
+        assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
+        assert f"output must not be in use by another training, got {tmp_path}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(["train", "vib", *_flags("vib", steps=1), f"--output={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "step,loss\nx,2\n", "step,loss\n2,much\n", "step,loss\n2,3,4\n"])
+def test_a_log_that_is_damaged(text: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = checkpoint.parent / logs.NAME
+    log.write_text(text)
+    for command in (
+        ["train", "vib", *_flags("vib"), f"--output={checkpoint.parent}"],
+        ["plot", "dimensions", str(log.parent)],
+    ):
+        assert cli.main(command) == 2
+        assert f"log must be that of a training, got {log}, with {{" in capsys.readouterr().err
+    assert log.read_text() == text
 
 
 def test_files_of_somebody_else_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

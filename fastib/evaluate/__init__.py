@@ -62,8 +62,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
 
     Raises:
         ImportError: without scikit-learn and tqdm, which the extra `models` installs.
-        ValueError: if the file is no checkpoint, its data is missing or not that of the training, or a model of scenes was
-            trained on other images.
+        ValueError: if the file is no checkpoint, its data is missing or not that of the training, a model of scenes was
+            trained on other images, or the results can't be written.
     """
     require("tqdm", "the progress bar")
     require("sklearn", "evaluate")
@@ -88,7 +88,8 @@ def run(checkpoint: Path, *, images: int | None = None, seed: int = 0, data: str
     path = checkpoint.with_name(NAME)
     finite = {name: value if math.isfinite(value) else None for name, value in results.items()}
     text = json.dumps({"step": trained.step, **finite}, indent=1) + "\n"
-    _files.replace(path, lambda new: new.write_text(text, encoding="utf-8"))
+    with _files.writing("checkpoint", "in a folder", checkpoint):
+        _files.replace(path, lambda new: new.write_text(text, encoding="utf-8"))
     print(f"Wrote {path}")
     return results
 
@@ -102,11 +103,14 @@ def _scenes(trained: Checkpoint, train: bool, data: str | None) -> Scenes:
 
 def evaluation(folder: Path) -> dict[str, Any]:
     """What `run` wrote in the folder of a checkpoint, with the step of the training."""
+    text = _files.text("run", folder / NAME)
     try:
-        results: dict[str, Any] = json.loads(_files.text("run", folder / NAME))
-    except json.JSONDecodeError as error:
+        results = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"run must have a whole {NAME}, got {folder}: {error}") from None
-    return results
+    if isinstance(results, dict):
+        return results
+    raise ValueError(f"run must have a whole {NAME}, got {folder}: {results!r:.40}")
 
 
 def report(results: Results) -> str:
