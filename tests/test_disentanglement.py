@@ -398,6 +398,23 @@ def test_is_a_function_of_the_seed(name: str) -> None:
     assert (first != other) == (name in ("mutual_information_gap_of_posteriors", "factor_vae_score", "dci"))
 
 
+@pytest.mark.parametrize("name", ["mutual_information_gap", "dci", "sap", "gaussian_total_correlation"])
+@pytest.mark.parametrize("scale", [2.0**1000, 2.0**-1000])
+def test_codes_may_be_of_any_scale(name: str, scale: float) -> None:
+    codes = (torch.randn(600, 3) + ROWS).double()
+    assert _flat(CALLS[name](codes * scale, 0)) == _flat(CALLS[name](codes, 0))
+
+
+def test_means_may_be_as_large_as_can_be() -> None:
+    encoders = [_encoder(lambda x, scale=scale: x.double() * scale) for scale in (1.0, 2.0**1000)]
+    found, of_large = (factor_vae_score(encoder, IMAGES, **FEW) for encoder in encoders)
+    assert found == of_large == 1
+
+
+def test_seeds_beyond_those_of_numpy() -> None:
+    assert _flat(dci(ROWS.double(), ROWS, seed=2**63 - 1))[:3] == pytest.approx([1, 1, 1], abs=0.1)
+
+
 def test_scikit_learn_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"dci needs scikit-learn: pip install 'fastib\[models\]'"):
@@ -445,6 +462,16 @@ def test_wrong_codes_and_factors(
     [
         (lambda: mutual_information_gap(CODES, FACTORS, bins=1), ValueError, "bins must be at least 2, got 1"),
         (lambda: mutual_information_gap(CODES, FACTORS, bins=2.0), TypeError, "bins must be an integer, got float"),
+        (
+            lambda: mutual_information_gap(CODES, FACTORS, bins=61),
+            ValueError,
+            "bins must be at most .* rows, 60, got 61",
+        ),
+        (
+            lambda: sap(CODES, FACTORS, categorical=0),
+            TypeError,
+            "categorical must be a sequence of integers, got int 0",
+        ),
         (lambda: mutual_information_gap(CODES, FACTORS, seed=-1), ValueError, "seed must be at least 0, got -1"),
         (
             lambda: mutual_information_gap(CODES, FACTORS, logvar=CODES[:7]),

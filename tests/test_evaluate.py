@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastib import checkpoints, cli, evaluate, functional, metrics, plots, train
 from fastib.configs import Config
-from fastib.datasets import FactoredImages, LabelledImages, Occluded, Part, Sprites, digits
+from fastib.datasets import FactoredImages, LabelledImages, Occluded, Part, Scenes, Sprites, digits
 from fastib.evaluate import classifiers
 from fastib.metrics import exact_elbo_decomposition
 from fastib.models import VIB, AllCNN, BetaVAE, Catch, Classifier, ClassifierTerms, VariationalClassifier
@@ -279,6 +279,31 @@ def test_of_few_dimensions(latent: int) -> None:
     model = BetaVAE((1, 32, 32), network="mlp", hidden=8, latent_dim=latent)
     results = evaluate.of_vae(model, _Some(Sprites(32), 200))
     assert ("mutual_information_gap" in results) == (latent > 1) and results["rate"] > 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 32, 40])
+def test_of_few_factors_that_vary(size: int) -> None:
+    """Of the first 32 sprites one does, and of 40 two."""
+    model = BetaVAE((1, 32, 32), network="mlp", hidden=8, latent_dim=2)
+    results = evaluate.of_vae(model, Part(Sprites(32), size))
+    assert ("active_units" in results) == ("mutual_information_gap" in results) == (size > 1)
+    assert ("dci_disentanglement" in results) == (size == 40) and results["rate"] > 0
+
+
+def test_of_too_few_labels_for_a_probe() -> None:
+    train_, test = (Occluded(_dim(digits(part)), digits(part), side=8) for part in (True, False))
+    results = evaluate.of_nuisance(AllCNN((1, 8, 8), 10, width=4).eval(), Part(train_, 20), test)
+    assert results == {}
+
+
+def test_which_factors_have_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the objects of scenes, too."""
+    seen: list[Any] = []
+    right = metrics.sap
+    monkeypatch.setattr(metrics, "sap", lambda *codes, categorical: seen.append(categorical) or right(*codes))
+    scenes = Scenes(LabelledImages(torch.rand(2, 4, 4), torch.arange(2)), scenes=50, side=16, size=4, most=2)
+    evaluate.of_vae(BetaVAE(scenes.image_shape, network="mlp", hidden=8, latent_dim=2), scenes)
+    assert [[scenes.factor_names[i] for i in columns] for columns in seen] == [["label_1", "label_2"]]
 
 
 def test_of_too_few_images(vae: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,13 @@ def test_is_the_same_in_every_call() -> None:
     assert (np.random.get_state()[1] == before[1]).all()  # type: ignore[index]
 
 
+@pytest.mark.parametrize("scale", [2.0**1000, 2.0**-1000])
+def test_features_may_be_of_any_scale(scale: float) -> None:
+    targets = torch.randint(3, (2600,))
+    features = (torch.randn(2600, 4) + targets[:, None]).double()
+    assert probe(*_split(features * scale, targets)) == probe(*_split(features, targets))
+
+
 def test_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastib.metrics.probes._STEPS", 1)
     targets = torch.randint(3, (2600,))

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastib import functional, metrics
 from fastib.datasets import FactoredImages
 from fastib.evaluate.common import BATCH, Results, chosen, seeded
+from fastib.metrics.probes import what_is_wrong
 from fastib.models import VIB, AllCNN, Classifier
 
 EPSILONS = 0.01, 0.03, 0.1
@@ -84,15 +85,21 @@ def adversarial(model: Classifier, images: Tensor, labels: Tensor, epsilon: floa
 
 @torch.no_grad()
 def of_nuisance(model: Classifier, train: FactoredImages, test: FactoredImages) -> Results:
-    """What a probe reads of the label and of the nuisance, from the images and from each layer of a classifier."""
+    """What a probe reads of the label and of the nuisance, from the images and from each layer of a classifier; of
+    either, if there are images enough of all its values."""
     if len(train.factor_names) == 1:
         return {}
     results: Results = {}
     some, some_test = chosen(train, PROBED), chosen(test, PROBED_TEST)  # before the model draws its noise
     features, factors = _features(model, train, some)
     test_features, test_factors = _features(model, test, some_test)
+    probed = [
+        (i, name)
+        for i, name in enumerate(train.factor_names)
+        if what_is_wrong(factors[:, i], test_factors[:, i]) is None
+    ]
     for layer, x in features.items():
-        for i, name in enumerate(train.factor_names):
+        for i, name in probed:
             found = metrics.probe(x, factors[:, i], test_features[layer], test_factors[:, i])
             results |= {f"{name}_information_{layer}": found.information, f"{name}_accuracy_{layer}": found.accuracy}
     return results

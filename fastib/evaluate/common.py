@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fastib import metrics
 from fastib.datasets import FactoredImages
+from fastib.metrics.disentanglement import FEWEST_FOR_TREES
 
 BATCH = 512
 Results = dict[str, float]
@@ -20,6 +22,23 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+def varying(factors: Tensor) -> int:
+    """How many factors have more than one value."""
+    return int((factors != factors[:1]).any(0).sum())
+
+
+def of_dci(codes: Tensor, factors: Tensor, seed: int) -> Results:
+    """The scores of `fastib.metrics.dci`, where it has enough to go by."""
+    if len(codes) < FEWEST_FOR_TREES or varying(factors) < 2:
+        return {}
+    dci = metrics.dci(codes, factors, seed=seed)
+    return {
+        "dci_disentanglement": dci.disentanglement,
+        "dci_completeness": dci.completeness,
+        "dci_informativeness": dci.informativeness,
+    }
 
 
 def chosen(dataset: FactoredImages, images: int | None) -> Tensor:

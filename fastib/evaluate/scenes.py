@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastib import metrics
 from fastib.datasets import Scenes
-from fastib.evaluate.common import BATCH, Results, chosen, seeded
+from fastib.evaluate.common import BATCH, Results, chosen, of_dci, seeded, varying
 from fastib.models import MultiEntityVAE, SceneModel
 
 SAMPLES = 10_000  # objects for the metrics that need no more
@@ -112,16 +112,12 @@ def _matched(found: _Found, objects: Tensor, size: int) -> tuple[Tensor, Tensor,
 
 
 def _disentanglement(codes: Tensor, logvars: Tensor, factors: Tensor, names: Sequence[str], seed: int) -> Results:
-    varying = (factors != factors[:1]).any(0).sum() if len(factors) else 0
-    if len(codes) < FEWEST or codes.shape[1] == 1 or varying == 0:
+    if len(codes) < FEWEST or codes.shape[1] == 1 or varying(factors) == 0:
         return {}
     some = torch.randperm(len(codes))[:SAMPLES]
     gap = metrics.mutual_information_gap(codes, factors, logvar=logvars, seed=seed)
-    dci = metrics.dci(codes[some], factors[some], seed=seed)
     return {
         "mutual_information_gap": gap.score,
         **{f"gap_of_{name}": value for name, value in zip(names, gap.gaps.tolist(), strict=True)},
-        "dci_disentanglement": dci.disentanglement,
-        "dci_completeness": dci.completeness,
-        "dci_informativeness": dci.informativeness,
+        **of_dci(codes[some], factors[some], seed),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.utils.data import Subset
 
 from fastib import functional, metrics
 from fastib.datasets import FactoredImages
-from fastib.evaluate.common import BATCH, Results, chosen, seeded
+from fastib.evaluate.common import BATCH, Results, chosen, of_dci, seeded, varying
 from fastib.metrics.exact import encoded
 from fastib.models import VAE
 
@@ -21,7 +22,7 @@ CATEGORICAL = "shape", "label", "nuisance"  # the factors whose values have no o
 
 @torch.no_grad()
 def of_vae(model: VAE, dataset: FactoredImages, images: int | None = None, seed: int = 0) -> Results:
-    """The metrics of a VAE."""
+    """The metrics of a VAE that so many images and so many factors that vary allow."""
     with seeded(seed):
         indices = chosen(dataset, images)
         mu, logvar = encoded(model.encode, Subset(dataset, indices.tolist()), progress=True)
@@ -33,10 +34,11 @@ def of_vae(model: VAE, dataset: FactoredImages, images: int | None = None, seed:
         "rate": functional.gaussian_kl(mu, logvar).item(),
         **{name: value.item() for name, value in exact._asdict().items()},
         "mutual_information_ceiling": exact.mutual_information_ceiling,
-        "active_units": float(metrics.active_units(mu)),
-        "gaussian_total_correlation": metrics.gaussian_total_correlation(mu),
     }
-    if len(dataset.factor_names) > 1 and model.latent_dim > 1:
+    if len(mu) > 1:
+        results["active_units"] = float(metrics.active_units(mu))
+        results["gaussian_total_correlation"] = metrics.gaussian_total_correlation(mu)
+    if len(dataset.factor_names) > 1 and model.latent_dim > 1 and varying(dataset.factors(indices[some])) > 0:
         results |= _disentanglement(model, dataset, mu, logvar, indices, some, seed)
     return results
 
@@ -52,16 +54,14 @@ def _disentanglement(
     model: VAE, dataset: FactoredImages, mu: Tensor, logvar: Tensor, indices: Tensor, some: Tensor, seed: int
 ) -> Results:
     factors = dataset.factors(indices)
-    categorical = [i for i, name in enumerate(dataset.factor_names) if name in CATEGORICAL]
+    kinds = [re.sub(r"_\d+$", "", name) for name in dataset.factor_names]  # of scenes, each object has its own
+    categorical = [i for i, kind in enumerate(kinds) if kind in CATEGORICAL]
     gap = metrics.mutual_information_gap(mu, factors, logvar=logvar, seed=seed)
-    dci = metrics.dci(mu[some], factors[some], seed=seed)
     gaps = {f"gap_of_{name}": value for name, value in zip(dataset.factor_names, gap.gaps.tolist(), strict=True)}
     return {
         "mutual_information_gap": gap.score,
         **gaps,
         "factor_vae_score": metrics.factor_vae_score(model.encode, dataset, seed=seed),
-        "dci_disentanglement": dci.disentanglement,
-        "dci_completeness": dci.completeness,
-        "dci_informativeness": dci.informativeness,
+        **of_dci(mu[some], factors[some], seed),
         "separated_attribute_predictability": metrics.sap(mu[some], factors[some], categorical=categorical).score,
     }

@@ -36,8 +36,21 @@ def check_int64(name: str, value: Any, dims: int, other_name: str, other: Tensor
     _arguments.check_device(name, value, other_name, other)
 
 
+def scale_of(x: Tensor) -> Tensor:
+    """For each column, float64, the power of two by which to divide it so that its squares neither overflow nor vanish:
+    about its largest magnitude. It costs no digit."""
+    exponent = torch.frexp(x.abs().amax(0)).exponent.double()
+    return torch.exp2(exponent - 1)
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Columns, float64, whose largest magnitude is about 1, or which are of zeros."""
+    return x / scale_of(x)
+
+
 def standardized(x: Tensor) -> Tensor:
     """Columns of mean 0 and variance 1; of zeros, where a column is constant."""
+    x = scaled(x)
     centred = x - x.mean(0)
     low, high = x.aminmax(dim=0)
     return torch.where(high > low, centred / centred.square().mean(0).sqrt(), 0)

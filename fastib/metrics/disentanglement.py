@@ -24,7 +24,8 @@ _BATCH = 512  # images that are rendered at once
 _ROWS_FOR_STD = 10_000
 _COLLAPSED = 0.05  # standard deviation of a dimension that the encoder does not use
 _TREES, _LEAF = 50, 5  # leaves of fewer rows are fitted to noise
-_FEWEST_FOR_TREES = 8  # a quarter of the rows is for testing
+_FEW_BINS = 20  # which any number of rows may have
+FEWEST_FOR_TREES = 8  # a quarter of the rows is for testing
 
 
 class MutualInformationGap(NamedTuple):
@@ -75,7 +76,7 @@ class ImagesWithFactors(Protocol):
 
 @torch.no_grad()
 def mutual_information_gap(
-    codes: Tensor, factors: Tensor, *, logvar: Tensor | None = None, bins: int = 20, seed: int = 0
+    codes: Tensor, factors: Tensor, *, logvar: Tensor | None = None, bins: int = _FEW_BINS, seed: int = 0
 ) -> MutualInformationGap:
     """MIG: how much more the best latent dimension knows of a factor than the second best, as a share of its entropy::
 
@@ -100,7 +101,7 @@ def mutual_information_gap(
         codes: the means, [n, D], D >= 2.
         factors: int64 [n, K].
         logvar: logarithms of the variances, like `codes`.
-        bins: how many, without `logvar`.
+        bins: how many, without `logvar`; at most the number of rows, or 20.
         seed: of the samples, with `logvar`.
 
     Returns:
@@ -110,7 +111,7 @@ def mutual_information_gap(
         TypeError: for codes that are not of a floating dtype, factors that are not int64, a `bins` or `seed` that is
             not an integer.
         ValueError: if shapes or devices do not match, a code is not finite, there are fewer than two rows or latent
-            dimensions, no factor varies, or `bins` is below 2.
+            dimensions, no factor varies, or `bins` is below 2 or too large.
 
     Source: Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 6 and appendix B; Locatello et
     al. 2019, "Challenging common assumptions in the unsupervised learning of disentangled representations".
@@ -129,7 +130,9 @@ def mutual_information_gap(
     _arguments.check_integer("bins", bins, 2)
     _arguments.check_integer("seed", seed, 0)
     if logvar is None:
-        information = _binned_information(codes.double(), values, bins)
+        if bins > max(len(codes), _FEW_BINS):
+            raise ValueError(f"bins must be at most the number of rows, {len(codes)}, got {bins}")
+        information = _binned_information(_inputs.scaled(codes.double()), values, bins)
     else:
         _arguments.check_like("logvar", logvar, "codes", codes)
         _inputs.check_finite("logvar", logvar)
@@ -197,7 +200,8 @@ def factor_vae_score(
     values, varying = _checked_factors("dataset.factors", dataset.factors(rows), "dataset", rows)
     generator = torch.Generator().manual_seed(seed)
 
-    std = _means(encoder, dataset, torch.randperm(len(rows), generator=generator)[:_ROWS_FOR_STD]).std(0)
+    means = _means(encoder, dataset, torch.randperm(len(rows), generator=generator)[:_ROWS_FOR_STD])
+    std = _inputs.scaled(means).std(0) * _inputs.scale_of(means)
     active = std > _COLLAPSED
     if not active.any():
         return 0.0
@@ -251,15 +255,16 @@ def dci(codes: Tensor, factors: Tensor, *, seed: int = 0) -> DCI:
     >>> dci(factors.double(), factors)[:3]
     (1.0, 1.0, 1.0)
     """
-    _inputs.check_codes("codes", codes, rows=_FEWEST_FOR_TREES, dims=2)
+    _inputs.check_codes("codes", codes, rows=FEWEST_FOR_TREES, dims=2)
     values, varying = _checked_factors("factors", factors, "codes", codes, fewest=2)
     _arguments.check_integer("seed", seed, 0)
     require("sklearn", "dci")
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.model_selection import train_test_split
 
+    seed %= 2**32  # NumPy takes no more
     x_train, x_test, y_train, y_test = train_test_split(
-        codes.double().cpu().numpy(), values.cpu().numpy(), random_state=seed
+        _inputs.scaled(codes.double()).cpu().numpy(), values.cpu().numpy(), random_state=seed
     )
     importance = torch.zeros(codes.shape[1], values.shape[1], dtype=torch.float64)
     determination = []
@@ -311,13 +316,15 @@ def sap(codes: Tensor, factors: Tensor, *, categorical: Sequence[int] = ()) -> S
     """
     _inputs.check_codes("codes", codes, dims=2)
     values, varying = _checked_factors("factors", factors, "codes", codes)
+    if not isinstance(categorical, Sequence):
+        raise TypeError(f"categorical must be a sequence of integers, got {type(categorical).__name__} {categorical!r}")
     for k in categorical:
         _arguments.check_integer("categorical", k, 0)
         if k >= factors.shape[1]:
             raise ValueError(f"categorical must have columns of factors, below {factors.shape[1]}, got {k}")
     if categorical:
         require("sklearn", "sap")
-    codes = codes.double()
+    codes = _inputs.scaled(codes.double())
     predictability = (_inputs.standardized(codes).T @ _inputs.standardized(factors.double()) / len(codes)) ** 2
     for k in set(categorical).intersection(varying.tolist()):
         predictability[:, k] = _accuracy_of_thresholds(codes, values[:, k])

@@ -124,7 +124,7 @@ class _Decomposition:
         cls, encoder: Any, dataset: Any, rows: int | None, seed: int, path: Path | None, progress: bool
     ) -> _Decomposition:
         """What the arguments ask for: from the beginning, or from where the file has it."""
-        call = {"rows": rows, "seed": seed}
+        call: dict[str, Any] = {"rows": rows, "seed": seed}
         if callable(encoder):
             if dataset is None:
                 raise ValueError("dataset must be given with an encoder")

@@ -74,7 +74,8 @@ def probe(features_train: Tensor, targets_train: Tensor, features_test: Tensor, 
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    x_train, x_test = (f.reshape(len(f), -1).double().cpu().numpy() for f in (features_train, features_test))
+    both = torch.cat([f.reshape(len(f), -1).double().cpu() for f in (features_train, features_test)])
+    x_train, x_test = (x.numpy() for x in _inputs.scaled(both).tensor_split([len(features_train)]))
     y_train, y_test = targets_train.cpu().numpy(), targets_test.cpu().numpy()
     scaler = StandardScaler().fit(x_train)
     x_train, x_test = scaler.transform(x_train), scaler.transform(x_test)
@@ -125,12 +126,20 @@ def _check(features_train: Any, targets_train: Any, features_test: Any, targets_
     if features_test.shape[1:] != features_train.shape[1:]:
         expected, got = (tuple(features.shape[1:]) for features in (features_train, features_test))
         raise ValueError(f"features_test must have the features of features_train, {expected}, got {got}")
+    wrong = what_is_wrong(targets_train, targets_test)
+    if wrong is not None:
+        raise ValueError(wrong)
+
+
+def what_is_wrong(targets_train: Tensor, targets_test: Tensor) -> str | None:
+    """Why there is no probe of some classes, if there is none."""
     classes, counts = targets_train.unique(return_counts=True)
     if len(classes) < 2:
-        raise ValueError(f"targets_train must have at least two classes, got {classes.tolist()}")
+        return f"targets_train must have at least two classes, got {classes.tolist()}"
     if counts.min() < _FEWEST_OF_A_CLASS:
         rare = f"{counts.min().item()} of class {classes[counts.argmin()].item()}"
-        raise ValueError(f"targets_train must have at least {_FEWEST_OF_A_CLASS} rows of each class, got {rare}")
+        return f"targets_train must have at least {_FEWEST_OF_A_CLASS} rows of each class, got {rare}"
     unknown = targets_test[~torch.isin(targets_test, classes)]
     if len(unknown) > 0:
-        raise ValueError(f"targets_test must have no class that targets_train lacks, got {unknown[0].item()}")
+        return f"targets_test must have no class that targets_train lacks, got {unknown[0].item()}"
+    return None
