@@ -109,6 +109,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choice("dataset", self.dataset, tuple(DATASETS))
+        if not _is_unicode(self.data):
+            raise ValueError(f"data must be the name of a folder in UTF-8, got {self.data!r}")
         for name in ("steps", "batch", "decay_steps", "log_every"):
             check_integer(name, getattr(self, name), 1)
         for name in ("seed", "examples"):
@@ -198,11 +200,11 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such file, or it is no TOML.
     """
-    toml = toml_reader()
+    toml, text = toml_reader(), _files.text("config", path)
     try:
-        values: dict[str, Any] = toml.loads(_files.text("config", path))
+        values: dict[str, Any] = toml.loads(text)
         return values
-    except toml.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, a number of too many digits, or arrays within arrays
         raise ValueError(f"config must be a TOML file, got {path}: {error}") from None
 
 
@@ -248,6 +250,11 @@ def _of_type(key: str, value: Any, kind: type) -> Any:
         raise ValueError(
             f"{key} must be a number that a double can hold, got one of {len(str(value))} digits"
         ) from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a file can have it; Python reads other bytes of a command line as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _toml(value: Any) -> str:

@@ -224,9 +224,9 @@ def run(config: Config, output: Path) -> Trained:
 
     Raises:
         ImportError: without tqdm, which the extra `models` installs, or without TensorBoard, if it is wanted.
-        ValueError: if the data is missing or unfit for the model, the folder has another run or other files of these
-            names, another training is at work in it, it can't be written or there is no room on its disk, or several
-            ranks are to train another model than a beta-TCVAE.
+        ValueError: if the data is missing or unfit for the model, a step doesn't fit into memory, the folder has another
+            run or other files of these names, another training is at work in it, it can't be written or there is no
+            room on its disk, or several ranks are to train another model than a beta-TCVAE.
         FloatingPointError: if the loss or a weight is no longer finite; the last checkpoint is from before that.
     """
     require("tqdm", "the progress bar")
@@ -336,7 +336,8 @@ def _train(training: Training, log: Log | None, output: Path) -> None:
     config, saved_at = training.config, time.monotonic()
     with interruptions() as asked, _bar(training, log) as bar:
         while training.step < config.steps and not _on_any(asked(), training.ranks):
-            terms, images = training.take_step()
+            with _room_in_memory(config):
+                terms, images = training.take_step()
             if log is not None and (training.step % config.log_every == 0 or training.step == config.steps):
                 _check_finite(terms.loss.item(), training.step)
                 log.write(training.step, training.row(terms, images))
@@ -346,6 +347,17 @@ def _train(training: Training, log: Log | None, output: Path) -> None:
             bar.update(1)
         if log is not None:
             checkpoints.save(training.checkpoint(), output / checkpoints.NAME)
+
+
+@contextlib.contextmanager
+def _room_in_memory(config: Config) -> Iterator[None]:
+    """Names the batch, on which the memory of a step depends, where a step finds none."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # of a GPU, of a CPU
+            raise ValueError(f"batch must leave room in memory, got {config.batch}: {error}") from None
+        raise
 
 
 def _check_finite(loss: float, step: int) -> None:

@@ -503,6 +503,20 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_step_without_room_in_memory(
+    on_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(training: train.Training) -> None:
+        if on_gpu:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        torch.zeros(10**15)
+
+    monkeypatch.setattr(train.Training, "take_step", too_large)
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
+    assert "batch must leave room in memory, got 9: " in capsys.readouterr().err
+
+
 def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(SystemExit, match="2"):

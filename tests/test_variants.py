@@ -23,6 +23,10 @@ def test_a_part_is_the_first_images() -> None:
     assert torch.equal(part.images(some), whole.images(some)) and torch.equal(part.factors(some), whole.factors(some))
     with pytest.raises(IndexError, match=r"indices must be in \[0, 20\), got 20"):
         part.images([20])
+    with pytest.raises(IndexError, match=r"indices must be in \[0, 20\), got 20"):
+        part[20]
+    assert torch.equal(part[3][0], whole[3][0]) and part[3][1:] == whole[3][1:] == (3,)
+    assert torch.equal(Part(Sprites(32), 10)[3], Sprites(32)[3])  # an image alone
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])

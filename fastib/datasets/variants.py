@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ class _Variant(FactoredImages):
 
 
 class Part(_Variant):
-    """The first images of a data set.
+    """The first images of a data set: an index gives what it gives there.
 
     Args:
         of: the data set.
@@ -47,6 +49,9 @@ class Part(_Variant):
 
     def __len__(self) -> int:
         return self._size
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return self._of.__getitems__(self._checked(indices).tolist())
 
 
 class RandomLabels(_Variant):

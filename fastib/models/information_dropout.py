@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastib
-from fastib._arguments import check_choice, check_integer, check_number
+from fastib._arguments import check_choice, check_flag, check_integer, check_number
 from fastib.models.classifier import Classifier, ClassifierTerms
+from fastib.models.model import pixels_of
 
 MAX_STD = 0.7  # of the logarithm of the noise, as in the authors' code
 
@@ -137,8 +138,11 @@ class AllCNN(Classifier):
         beta: float = 1e-4,
     ) -> None:
         super().__init__()
+        pixels_of(image_shape)
+        check_integer("classes", classes, 1)
         check_choice("noise", noise, ("information", "dropout", "none"))
         check_choice("activation", activation, tuple(_ACTIVATIONS))
+        check_flag("pooling", pooling)
         check_integer("width", width, 1)
         check_number("beta", beta, minimum=0.0)
         self.beta = beta

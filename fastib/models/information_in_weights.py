@@ -68,6 +68,7 @@ class VariationalClassifier(Classifier):
         warm_up: int = 0,
     ) -> None:
         super().__init__()
+        check_integer("classes", classes, 1)
         check_integer("examples", examples, 1)
         check_choice("network", network, ("mlp", "conv"))
         check_integer("hidden", hidden, 1)

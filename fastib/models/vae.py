@@ -40,7 +40,8 @@ class ConvVAE(_Network):
         image_shape: channels, height and width of the images. Height and width are even, and at least 6.
 
     Raises:
-        ValueError: for images that can't be halved.
+        TypeError, ValueError: for arguments of a wrong type or value, naming the argument; for images that can't be
+            halved.
 
     The paper's ReLUs are SiLUs here. A ReLU's derivative jumps, so two trainings that differ in the last bit of one
     number part within a hundred steps; with a smooth activation they stay together, and it learns faster.
@@ -58,6 +59,7 @@ class ConvVAE(_Network):
     def __init__(self, latent_dim: int = 10, image_shape: tuple[int, int, int] = (1, 64, 64)) -> None:
         super().__init__()
         check_integer("latent_dim", latent_dim, 1)
+        pixels_of(image_shape)
         channels, height, width = image_shape
         halvings = _halvings(height, width)
         height, width = height >> halvings, width >> halvings

@@ -53,6 +53,7 @@ class VIB(Classifier):
         beta: float = 1e-3,
     ) -> None:
         super().__init__()
+        check_integer("classes", classes, 1)
         check_integer("latent_dim", latent_dim, 1)
         check_integer("hidden", hidden, 1)
         check_number("beta", beta, minimum=0.0)
