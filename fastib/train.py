@@ -224,9 +224,9 @@ def run(config: Config, output: Path) -> Trained:
 
     Raises:
         ImportError: without tqdm, which the extra `models` installs, or without TensorBoard, if it is wanted.
-        ValueError: if the data is missing or unfit for the model, a step doesn't fit into memory, the folder has another
-            run or other files of these names, another training is at work in it, it can't be written or there is no
-            room on its disk, or several ranks are to train another model than a beta-TCVAE.
+        ValueError: if the data is missing or unfit for the model, a step doesn't fit into memory, the folder has
+            another run or other files of these names, another training is at work in it, it can't be written or there
+            is no room on its disk, or several ranks are to train another model than a beta-TCVAE.
         FloatingPointError: if the loss or a weight is no longer finite; the last checkpoint is from before that.
     """
     require("tqdm", "the progress bar")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import importlib.util
 import os
 import resource
@@ -180,7 +181,8 @@ def test_rows_of_a_lost_part_are_dropped(tmp_path: Path, capsys: pytest.CaptureF
 
 def _start(model: str, folder: Path, **values: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fastib", "train", model, *_flags(model, **values), f"--output={folder}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = ["env", "--default-signal"]  # also where the tests run under nohup, or with & from a script
+    return subprocess.Popen([*heard, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _wait_for(condition: Any) -> None:
@@ -331,9 +333,17 @@ def test_a_checkpoint_is_never_half_written(checkpoint: Path) -> None:
     assert checkpoint.read_bytes() == kept and not list(checkpoint.parent.glob("*.new"))
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "file", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_size, path.exists())))
+    _files.replace(path, lambda new: new.write_text("four"))
+    assert synced == [(4, False)] and path.exists()
+
+
 def test_two_processes_write_one_file(tmp_path: Path) -> None:
     """Each its own whole content, whoever is last."""
-    path, written = tmp_path / "file", []
+    path = tmp_path / "file"
+    written: list[Path] = []
 
     def write(new: Path) -> None:
         new.write_text("first")
@@ -397,11 +407,14 @@ def test_a_folder_that_cannot_be_searched(
 def test_one_folder_is_of_one_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     left = tmp_path / "checkpoint.pt.0.new"
     left.touch()
-    with train._alone_in(tmp_path):
-        assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
-        assert f"output must not be in use by another training, got {tmp_path}" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
+    assert f"output must not be in use by another training, got {tmp_path}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [left]
+    os.close(other)
     assert cli.main(["train", "vib", *_flags("vib", steps=1), f"--output={tmp_path}"]) == 0
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "step,loss\nx,2\n", "step,loss\n2,much\n", "step,loss\n2,3,4\n"])
