@@ -297,3 +297,11 @@ def test_other_models_and_other_images(tmp_path: Path, capsys: pytest.CaptureFix
     assert "entities must be of a model of scenes, got vib in" in capsys.readouterr().err
     assert cli.main(["evaluate", str(tmp_path / "digits" / checkpoints.NAME)]) == 2
     assert "dataset must be of scenes, to evaluate a multi-entity-vae, got 'digits'" in capsys.readouterr().err
+
+
+def test_codes_of_objects_of_which_one_factor_varies() -> None:
+    """They have a gap, and no forests."""
+    factors = torch.arange(200)[:, None] % torch.tensor([3, 1])
+    codes = torch.randn(200, 2)
+    results = of_scenes._disentanglement(codes, torch.zeros(200, 2), factors, ["label", "row"], 0)
+    assert "mutual_information_gap" in results and "dci_disentanglement" not in results
