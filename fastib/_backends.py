@@ -48,16 +48,18 @@ def _load(name: str, backend: str) -> tuple[ModuleType | None, str]:
         return None, "FASTIB_BACKEND=reference"
     try:
         return importlib.import_module(name), ""
-    except ImportError as error:
-        return None, _refuse(backend, f"{name} does not load ({error}); {_remedy()}", error)
+    except Exception as error:  # noqa: BLE001  (whatever a broken module raises)
+        return None, _refuse(backend, f"{name} does not load ({error}); {_remedy(backend)}", error)
 
 
-def _remedy() -> str:
+def _remedy(backend: str) -> str:
     if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
         return (
             f"PyTorch {torch.__version__} is too old for it: pip install 'torch>={'.'.join(map(str, _OLDEST_TORCH))}'"
         )
-    return "build it with: pip install --no-build-isolation -e ."
+    # On "auto" the build would leave out what it can't make; asked for, it says why.
+    asked = "FASTIB_CUDA=1 " if backend == "cuda" else ""
+    return f"build it with: {asked}pip install --no-build-isolation -e ."
 
 
 def _choose_isa(module: ModuleType) -> None:

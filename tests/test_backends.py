@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from devices import OPERATORS, TESTS
 
 import fastib
 from fastib import _fallback, _ops
 
-TESTS = Path(__file__).parent
 COMPILED = fastib.backends()["cpu"].name == "cpu"
 
 
@@ -104,6 +105,38 @@ def test_asked_for_by_name_a_broken_module_raises() -> None:
     assert "ImportError: FASTIB_BACKEND=cpu: fastib._C does not load" in result.stderr
 
 
+# What may be in the place of fastib._C: contents of the file, or C whose initialisation fails with or without an error.
+BROKEN_FILES = {
+    "empty": "",
+    "text": "no module\n",
+    "raises": 'void *PyInit__C(void) { PyErr_SetString(PyExc_RuntimeError, "no"); return 0; }\n',
+    "says_nothing": "void *PyInit__C(void) { return 0; }\n",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_FILES)
+def test_a_file_that_is_no_module(tmp_path: Path, kind: str) -> None:
+    """The reference serves, and says why."""
+    package = tmp_path / "fastib"
+    shutil.copytree(Path(fastib.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    module, text = package / "_C.abi3.so", BROKEN_FILES[kind]
+    module.write_text(text)
+    if "PyInit" in text:
+        declared = f"extern void *PyExc_RuntimeError; void PyErr_SetString(void *, const char *);\n{text}"
+        subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", module], input=declared, text=True, check=True)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fastib; print(*fastib.backends()['cpu'])"
+    result = _python(code, FASTIB_BACKEND="auto")
+    assert result.stdout.startswith("reference fastib._C does not load ("), result.stderr
+    assert result.stdout.strip().endswith("build it with: pip install --no-build-isolation -e .")
+
+
+def test_the_remedy_for_cuda_says_why() -> None:
+    """By FASTIB_CUDA=1: what is left to the build, it left out."""
+    code = "import torch; torch.version.cuda = '13.0'; import sys; sys.modules['fastib._C_cuda'] = None; import fastib"
+    result = _python(code, FASTIB_BACKEND="cuda")
+    assert result.stderr.strip().endswith("build it with: FASTIB_CUDA=1 pip install --no-build-isolation -e .")
+
+
 def test_instruction_set_by_name() -> None:
     code = "import fastib; print(fastib.backends()['cpu'].detail)"
     assert _python(code, FASTIB_BACKEND="cpu", FASTIB_CPU_ISA="baseline").stdout.strip() == "C++ kernels, baseline"
@@ -132,8 +165,7 @@ SELECTION = "(vae or chunk or transposed or non_finite or extreme-torch or check
 @pytest.mark.skipif(not COMPILED, reason="this is that run")
 def test_all_operators_on_the_reference() -> None:
     """The operators' own tests, in a process that asks for the reference, which is slow: not on every layout."""
-    files = [str(path) for path in sorted(TESTS.glob("test_*.py")) if path.stem[5:] in _fallback.KERNELS]
-    assert len(files) == 8
+    files = [str(path) for path in OPERATORS.values()]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *files, "-k", SELECTION],
         env={**os.environ, "FASTIB_BACKEND": "reference", "CI": ""},
