@@ -6,6 +6,9 @@ random arguments, right ones and wrong ones: see fuzz_boundary.py.
 
 from __future__ import annotations
 
+import collections
+import functools
+import inspect
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +18,7 @@ from typing import Any
 import fuzz_boundary
 import pytest
 import test_aggregate_posterior
+import test_elbo_decomposition
 import test_gaussian_kl
 import test_information_dropout
 import test_log_variance_penalty
@@ -29,7 +33,7 @@ from torch import Tensor
 
 import fastib
 from fastib import _backends, reference
-from fastib._arguments import REDUCTIONS
+from fastib._arguments import ESTIMATORS, REDUCTIONS, SAMPLE_REDUCTIONS
 
 MOST_ROUNDINGS = 5.0  # of an exponent, in any kernel
 EXAMPLES = int(os.environ.get("FASTIB_FUZZ", "500"))
@@ -46,6 +50,9 @@ INGREDIENTS: dict[str, Callable[[torch.Generator, int], Tensor]] = {
     "nan": lambda g, n: torch.full((n,), torch.nan, dtype=torch.float64),
 }
 TAME = "normal", "small", "zeros"  # of which the tests' bounds on gradients hold, too
+
+
+LAYOUTS = "contiguous", "offset", "transposed", "expanded", "spaced"
 
 
 def _laid_out(values: Tensor, layout: str) -> Tensor:
@@ -67,7 +74,7 @@ def _laid_out(values: Tensor, layout: str) -> Tensor:
 def cases(draw: Any, ingredients: Sequence[str]) -> Make:
     """A (mu, logvar), as the tables of cases.py have them."""
     shape = draw(st.lists(st.integers(0, 40), max_size=3) | st.tuples(st.integers(1, 5), st.integers(1, 5000)))
-    layout = draw(st.sampled_from(["contiguous", "offset", "transposed", "expanded", "spaced"]))
+    layout = draw(st.sampled_from(LAYOUTS))
     mixtures = [draw(st.lists(st.sampled_from(ingredients), min_size=1, max_size=3)) for _ in range(2)]
     seed = draw(st.integers(0, 2**32 - 1))
 
@@ -91,22 +98,97 @@ def mixtures(draw: Any) -> Callable[[torch.dtype], tuple[Tensor, Tensor, Tensor]
     """A (z, mu, logvar) of a mixture, as the cases of test_aggregate_posterior.py are."""
     rows, components, dims = draw(st.integers(0, 40)), draw(st.integers(2, 70)), draw(st.integers(1, 20))
     spread, log_scale = draw(st.sampled_from([0.1, 1.0, 30.0])), draw(st.sampled_from([-6.0, -1.0, 3.0]))
+    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
     seed = draw(st.integers(0, 2**32 - 1))
 
     def make(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         z, mu = (torch.randn(n, dims, generator=generator) * spread for n in (rows, components))
         logvar = torch.randn(components, dims, generator=generator) + log_scale
-        return z.to(dtype), mu.to(dtype), logvar.to(dtype)
+        return tuple(_laid_out(t.to(dtype), layout) for t, layout in zip((z, mu, logvar), layouts, strict=True))  # type: ignore[return-value]
 
     return make
+
+
+@st.composite
+def posteriors(draw: Any, ingredients: Sequence[str]) -> Callable[[torch.dtype], list[Tensor]]:
+    """Of a minibatch, each of (z, mu, logvar) of its own ingredients and strides."""
+    shape = draw(st.integers(2, 40)), draw(st.integers(1, 20))
+    mixed = [draw(st.lists(st.sampled_from(ingredients), min_size=1, max_size=3)) for _ in range(3)]
+    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
+    seed = draw(st.integers(0, 2**32 - 1))
+
+    def make(dtype: torch.dtype) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            _laid_out(_mixed(generator, shape, names).to(dtype), layout)
+            for names, layout in zip(mixed, layouts, strict=True)
+        ]
+
+    return make
+
+
+def _prior_holds(kernels: str, make: Make, dtype: torch.dtype) -> None:
+    """The prior is where the posterior is not."""
+    signs = iter((1, -1))
+
+    def both(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        sign = next(signs)
+        mu, logvar = make(dtype)
+        return (mu, logvar) if sign == 1 else (-mu, -logvar)
+
+    test_gaussian_kl.test_between_two_gaussians(kernels, both, dtype)
 
 
 def _mixture_holds(kernels: str, make: Any, dtype: torch.dtype, kind: str) -> None:
     test_aggregate_posterior.check(make, dtype, kind, MOST_ROUNDINGS, MOST_ROUNDINGS)
 
 
+def _as_plain(found: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+    """The same NaN and infinities, and the same numbers in a few digits."""
+    for ours, theirs in zip(found, plain, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-2, equal_nan=True)
+
+
+def _pairs_are_as_plain(kernels: str, make: Any, dtype: torch.dtype, kind: str) -> None:
+    inputs = make(dtype)
+    keywords = test_aggregate_posterior._weightings(inputs[0], inputs[1])[kind]
+    _as_plain(*(module.aggregate_posterior(*inputs, **keywords) for module in (fastib, reference)))
+
+
+def _marginals_are_those_of_both(kernels: str, make: Any, dtype: torch.dtype, kind: str, algorithm: str) -> None:
+    inputs = make(dtype)
+    weightings = test_aggregate_posterior._weightings(inputs[0], inputs[1])
+    keywords = weightings.get(kind, weightings["in_batch"])
+    found = fastib.aggregate_posterior_marginals(*inputs, **keywords, algorithm=algorithm)
+    _, both = fastib.aggregate_posterior(*inputs, **keywords, algorithm="direct")
+    torch.testing.assert_close(found, both, rtol=1e-5, atol=1e-4)
+
+
+def _terms_are_as_plain(kernels: str, make: Any, dtype: torch.dtype, estimator: str, reduction: str) -> None:
+    options = {"dataset_size": 1000, "estimator": estimator, "reduction": reduction}
+    _as_plain(*(module.elbo_decomposition(*make(dtype), **options) for module in (fastib, reference)))
+
+
+def _is_a_term(kernels: str, make: Any, dtype: torch.dtype, estimator: str, reduction: str) -> None:
+    """The total correlation and its gradients are those of the decomposition, bit for bit."""
+    inputs = [t.requires_grad_() for t in make(dtype)]
+    options = {"dataset_size": 1000, "estimator": estimator, "reduction": reduction}
+    alone = fastib.total_correlation(*inputs, **options)
+    term = fastib.elbo_decomposition(*inputs, **options).total_correlation
+    assert torch.equal(alone, term)
+    for a, b in zip(*(torch.autograd.grad(t.sum(), inputs) for t in (alone, term)), strict=True):
+        assert torch.equal(a, b)
+
+
 WILD = tuple(INGREDIENTS)
+OF_PAIRS = tuple(name for name in WILD if name not in ("tens", "huge"))  # whose differences are all rounding
+of_estimators = {
+    "dtype": st.sampled_from(DTYPES),
+    "estimator": st.sampled_from([*ESTIMATORS]),
+    "reduction": st.sampled_from([*SAMPLE_REDUCTIONS]),
+}
 dtypes, reductions = st.sampled_from(DTYPES), st.sampled_from(REDUCTIONS)
 # Each test of a case, and what it is given.
 PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
@@ -125,6 +207,10 @@ PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "gaussian_kl, prior": (
         test_gaussian_kl.test_unit_prior_given_as_tensors,
         {"make": cases(WILD)},
+    ),
+    "gaussian_kl, another prior": (
+        _prior_holds,
+        {"make": cases(TAME), "dtype": dtypes},
     ),
     "reparameterize_with_kl": (
         test_reparameterize_with_kl.test_values,
@@ -158,6 +244,35 @@ PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
             "dtype": dtypes,
             "kind": st.sampled_from(test_aggregate_posterior.WEIGHTINGS),
         },
+    ),
+    "aggregate_posterior, any values": (
+        _pairs_are_as_plain,
+        {
+            "make": posteriors(OF_PAIRS),
+            "dtype": dtypes,
+            "kind": st.sampled_from(test_aggregate_posterior.WEIGHTINGS),
+        },
+    ),
+    "aggregate_posterior_marginals": (
+        _marginals_are_those_of_both,
+        {
+            "make": mixtures(),
+            "dtype": dtypes,
+            "kind": st.sampled_from(test_aggregate_posterior.WEIGHTINGS),
+            "algorithm": st.sampled_from(["auto", "direct", "near_linear"]),
+        },
+    ),
+    "elbo_decomposition": (
+        test_elbo_decomposition.test_values_and_gradients,
+        {"shape": st.tuples(st.integers(2, 60), st.integers(1, 20)), **of_estimators},
+    ),
+    "elbo_decomposition, any values": (
+        _terms_are_as_plain,
+        {"make": posteriors(OF_PAIRS), **of_estimators},
+    ),
+    "total_correlation": (
+        _is_a_term,
+        {"make": posteriors(TAME), **of_estimators},
     ),
 }
 
@@ -197,14 +312,26 @@ def test_random_inputs(name: str) -> None:
     check()
 
 
+def test_every_function_has_a_property() -> None:
+    public = {name for name in fastib.__all__ if inspect.isfunction(getattr(fastib, name))} - {"backends"}
+    assert {name.partition(",")[0] for name in PROPERTIES} == set(fuzz_boundary.FUNCTIONS) == public
+
+
 def test_random_arguments() -> None:
+    """Most of which come to the kernels. What fails is said with its bytes, which `try_one` takes again."""
     numbers = random.Random(None if EXAMPLES != 500 else 0)
-    for _ in range(EXAMPLES):
-        fuzz_boundary.try_one(numbers.randbytes(fuzz_boundary.MOST_CHOICES))
+    tried = [fuzz_boundary.try_one(numbers.randbytes(fuzz_boundary.MOST_CHOICES)) for _ in range(EXAMPLES)]
+    succeeded = collections.Counter(name for name, gave_results in tried if gave_results)
+    assert sum(succeeded.values()) > EXAMPLES / 2
+    assert all(succeeded[name] >= EXAMPLES // 50 for name in fuzz_boundary.FUNCTIONS), succeeded
 
 
 def test_what_random_arguments_must_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A twin that lets pass what the function refuses, and a function that writes to its arguments."""
+    """Another number, a twin that lets pass what the function refuses, and a function that writes to its arguments."""
+    gaussian_kl = fastib.gaussian_kl
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="not the same numbers"):
+        patch.setattr(fastib, "gaussian_kl", functools.wraps(gaussian_kl)(lambda *a, **k: 3 * gaussian_kl(*a, **k) + 1))
+        test_random_arguments()
     monkeypatch.setattr(reference, "log_variance_penalty", lambda logvar, reduction: logvar.sum())
     with pytest.raises(AssertionError, match="and its twin"):
         test_random_arguments()
