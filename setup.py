@@ -10,6 +10,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,7 @@ def find_nvcc() -> tuple[str, str, str] | None:
         try:
             version = re.search(r"release (\d+\.\d+)", output_of(nvcc, "--version"))
             folder = re.search(
-                r"^#\$ (?:_TARGET_DIR_=\S*\s*)?TOP=(\S+)", output_of(nvcc, "--dryrun", "x.cu"), re.MULTILINE
+                r"^#\$ (?:_TARGET_DIR_=\S*\s*)?TOP=(.+)", output_of(nvcc, "--dryrun", "x.cu"), re.MULTILINE
             )
         except OSError:
             continue
@@ -195,10 +197,21 @@ def build_command() -> Any:
     return Build
 
 
-setup(
-    packages=[*find_packages(include=["fastib*"]), "fastib._triton"],
-    package_dir={"fastib._triton": "csrc/triton"},
-    ext_modules=extensions(),
-    cmdclass={"build_ext": build_command()},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+@contextmanager
+def alone() -> Iterator[None]:
+    """No other process builds in this folder: two installs at once would write the same files of build/."""
+    import fcntl
+
+    with open(__file__) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+with alone():
+    setup(
+        packages=[*find_packages(include=["fastib*"]), "fastib._triton"],
+        package_dir={"fastib._triton": "csrc/triton"},
+        ext_modules=extensions(),
+        cmdclass={"build_ext": build_command()},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -13,6 +14,7 @@ from types import ModuleType
 import pytest
 import setuptools
 import torch
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +84,54 @@ def test_no_torch(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     said = _said(build.check_torch)
     assert "PyTorch is not there (" in said and said.endswith(": pip install 'torch>=2.11'")
+
+
+def test_two_installs_from_one_folder_take_turns(build: ModuleType) -> None:
+    with open(ROOT / "setup.py") as file:
+        with build.alone(), pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# What nvcc says to what setup.py asks it.
+NVCC = """#!/bin/sh
+case "$1" in
+  --version) echo "Cuda compilation tools, release {version}, V{version}.1" ;;
+  --dryrun) echo "#$ _SPACE_= "; echo "#$ TOP={folder}" >&2 ;;
+  --list-gpu-arch) echo compute_50; echo compute_80; echo compute_90 ;;
+esac
+"""
+
+
+def _toolkit(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str) -> Path:
+    """The CUDA of that version in that folder, and a PyTorch of some architectures."""
+    (folder / "bin").mkdir(parents=True)
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.write_text(NVCC.format(version=version, folder=folder))
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(folder))
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_50 sm_80 sm_90 sm_120", raising=False)
+    monkeypatch.setenv("FASTIB_CUDA", "1")
+    return nvcc
+
+
+def test_nvcc_in_a_folder_with_a_space(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "of CUDA"
+    nvcc = _toolkit(monkeypatch, folder, "13.0")
+    assert build.find_nvcc() == (str(nvcc), str(folder), "13.0")
+    assert build.architectures(str(nvcc)) == "8.0;9.0+PTX"  # PyTorch's, of those that nvcc and the kernels know
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "said"),
+    [("12.8", "13.0", "is of CUDA 12.8, and PyTorch"), ("12.0", "12.8", "is of CUDA 12.0, and the kernels want 12.1")],
+)
+def test_an_nvcc_that_will_not_do(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, cuda: str, said: str
+) -> None:
+    nvcc = _toolkit(monkeypatch, tmp_path, version)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert _said(build.cuda_extension).startswith(f"fastib: FASTIB_CUDA=1: {nvcc} {said}")
 
 
 def _with_nvcc(build: ModuleType, monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
