@@ -62,6 +62,7 @@ class Ended(NamedTuple):
 class Outcome(NamedTuple):
     passed: bool
     said: str
+    failed_operators: tuple[str, ...] = ()
 
 
 def run(jobs: Sequence[Job], seconds: float) -> list[Ended]:
@@ -150,6 +151,7 @@ class Setting(NamedTuple):
     capability: str
     out: Path
     failed: tuple[str, ...] = ()  # the stages before
+    failed_operators: tuple[str, ...] = ()  # those whose tests failed, and were not only cut
 
 
 def build(setting: Setting, seconds: float) -> Outcome:
@@ -180,7 +182,12 @@ def tests(setting: Setting, seconds: float) -> Outcome:
     ]
     ended = run(jobs, seconds)
     faults = [fault for job in ended if (fault := _fault(job))]
-    return Outcome(not faults, "\n".join([*(f"{job.name}: {_last_line(job)}" for job in ended), *faults]))
+    said = "\n".join([*(f"{job.name}: {_last_line(job)}" for job in ended), *faults])
+    return Outcome(not faults, said, tuple(sorted({_operator_of(job.name) for job in ended if job.status})))
+
+
+def _operator_of(job: str) -> str:
+    return job.partition(".py")[0].removeprefix("test_")
 
 
 def _last_line(job: Ended) -> str:
@@ -274,7 +281,8 @@ def written(results: dict[str, list[Line]], setting: Setting) -> str:
     headers = {backend: line for backend, found in results.items() for line in found if "header" in line}
     if not rows or not headers:
         return "no rows"
-    header = next(iter(headers.values()))["header"] | {"failed": setting.failed}
+    header = next(iter(headers.values()))["header"]
+    header |= {"failed": setting.failed, "failed_operators": setting.failed_operators}
     header["rates"] = {backend: line["rates"] for backend, line in headers.items()}
     path = of_the_cpu.write(header, header["card"], rows, setting.out)
     return f"{table(rows)}\nsaved {path.name}"
@@ -353,7 +361,10 @@ def perform(stages: Sequence[Stage], setting: Setting, seconds: float = SECONDS 
         word = "passed" if outcome.passed else "FAILED"
         print(f"=== {stage.name} {word} in {time.monotonic() - start:.0f} s", flush=True)
         if not outcome.passed:
-            setting = setting._replace(failed=(*setting.failed, stage.name))
+            setting = setting._replace(
+                failed=(*setting.failed, stage.name),
+                failed_operators=(*setting.failed_operators, *outcome.failed_operators),
+            )
     return not setting.failed
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import calls, estimators, large_batches, training_step
+from benches import calls, estimators, large_batches, soak, training_step
 from benches.tables import markdown, number
 
 README = Path(__file__).parent.parent / "README.md"
@@ -134,10 +134,13 @@ def cards(results: Path, brief: bool) -> str:
 
 def card(path: Path, brief: bool = False) -> str:
     header, *rows = map(json.loads, path.read_text().splitlines())
+    left_out = header.get("failed_operators", [])  # no speed is reported of what is not right
+    rows = [row for row in rows if row["operator"].partition(",")[0] not in left_out]
     if brief:
         rows = in_brief(rows)
     rates = header["rates"]["cuda"]
     failed = f"; in this run failed: {', '.join(header['failed'])}" if header["failed"] else ""
+    failed += f", of {', '.join(left_out)}, which are left out" if left_out else ""
     return (
         f"Forward and backward, or forward alone where it says so, in ms of a replay of a CUDA graph that finds "
         f"nothing in the cache, and in brackets as a multiple of cuda's; then MiB that a call takes beyond its inputs: "
@@ -195,6 +198,16 @@ def of_estimators(results: Path, brief: bool) -> str:
     return estimators.table(json.loads(path.read_text())["rows"])
 
 
+def soaked(results: Path, brief: bool) -> str:
+    if not (path := results / soak.NAME).exists():
+        return ""
+    content = json.loads(path.read_text())
+    return (
+        f"Calls for about an hour (`python -m benches.soak`: on one thread, on all, on four of Python at once, in two "
+        f"processes, in a forked child): {soak.said(content)}. {_origin(content['header'])}."
+    )
+
+
 def _origin(header: dict[str, Any]) -> str:
     """Where and of what rows were measured."""
     return (
@@ -237,6 +250,7 @@ SECTIONS: dict[str, Callable[[Path, bool], str]] = {
     "Large batches": sizes,
     "Estimators": of_estimators,
     "Training step": training_steps,
+    "Soak": soaked,
 }
 ON_PAGE_ALONE = ("Small calls", "Large batches", "Estimators")
 

@@ -239,7 +239,11 @@ def test_rows_of_a_gpu_are_written_and_not_taken_for_a_cpu(tmp_path: Path, monke
     assert said.endswith(f"saved {path.name}") and len(said.splitlines()) == 2 + len(cases) + 2
     first, *saved = map(json.loads, path.read_text().splitlines())
     assert saved == rows + of_triton["rows"]
-    assert first == header["header"] | {"failed": ["tests"], "rates": {"cuda": header["rates"]}}
+    assert first == header["header"] | {
+        "failed": ["tests"],
+        "failed_operators": [],
+        "rates": {"cuda": header["rates"]},
+    }
     assert report.newest(tmp_path) == [] and report.newest(tmp_path, of_cards=True) == [path]
     section = report.card(path)
     assert "A Card 80GB" in section and "3.00 TB/s" in section and "commit 012345678, " in section
@@ -251,7 +255,27 @@ def test_rows_of_a_gpu_are_written_and_not_taken_for_a_cpu(tmp_path: Path, monke
     cells = [c.strip() for c in table[0].split("|")]
     ratio = of_triton["rows"][0]["median_ms"] / rows[0]["median_ms"]
     assert cells[4] == tables.number(rows[0]["median_ms"]) and cells[5].endswith(f"({tables.number(ratio)}x)")
+    path.write_text(path.read_text().replace('"failed_operators": []', '"failed_operators": ["reparameterize"]'))
+    section = report.card(path)
+    assert "of reparameterize, which are left out." in section
+    assert "| reparameterize " not in section and "| elbo_decomposition " in section
     assert gpu.written({"cuda": []}, setting) == "no rows"
+
+
+def test_operators_whose_tests_fail_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By either backend; not those whose tests were cut."""
+    ends = {"test_gaussian_kl.py, triton": -11, "test_reparameterize.py, cuda": None}
+    monkeypatch.setattr(gpu, "run", lambda jobs, seconds: [gpu.Ended(j.name, ends.get(j.name, 0), "") for j in jobs])
+    outcome = gpu.tests(SETTING, 1)
+    assert not outcome.passed and outcome.failed_operators == ("gaussian_kl",)
+    seen: list[gpu.Setting] = []
+
+    def last(setting: gpu.Setting, seconds: float) -> gpu.Outcome:
+        seen.append(setting)
+        return gpu.Outcome(True, "")
+
+    gpu.perform([gpu.Stage(gpu.tests, 1, ""), gpu.Stage(last, 1, "")], SETTING)
+    assert seen[0].failed_operators == ("gaussian_kl",)
 
 
 def test_benches_of_a_gpu_end_in_time_and_lose_no_row_to_a_failure() -> None:
