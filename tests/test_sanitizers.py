@@ -19,12 +19,19 @@ EVERYWHERE = " and ".join(
     f"not {word}"
     for word in (
         *("memory", "time_grows", "31_elements", "compiles", "moments", "tail"),
-        *("gradcheck", "opcheck", "wrong", "torch.float16", "torch.float64"),
+        *("gradcheck", "opcheck", "wrong", "torch.float16"),
     )
 )
+# Doubles where a vector, a block or a row of pairs ends; of two reductions that differ by a divisor, one where no prior is summed.
+EVERY_ACCESS = "(not torch.float64 or vector or -block or -chunk or fewer_rows) and (not batchmean or broadcast_prior)"
+# The work of more than one thread: chunks, tasks of pairs, sums over the batch, and words.
+SHARED = (
+    "chunk or long_row or wide_batch or several_tasks or (150 and mss and mean) or words_equal or "
+    "(broadcast_prior and batchmean and shape4-) or (free_bits_of_the_batch and 700)"
+)
 SELECTED = {
-    "address": EVERYWHERE,
-    "thread": f"{EVERYWHERE} and (chunk or long_row or wide_batch or several_tasks)",  # the work of more than one
+    "address": f"{EVERYWHERE} and {EVERY_ACCESS}",
+    "thread": f"{EVERYWHERE} and not torch.float64 and ({SHARED})",
 }
 OF_LARGE_BATCHES = "shapes or decomposition or same_bits"
 
