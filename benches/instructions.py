@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from benches import large_batches, suites
+from benches.floors import compiler
 from benches.regimes import posteriors
 from benches.tables import markdown
 
@@ -74,7 +75,7 @@ def count() -> Counts:
     """The instructions per element of each operator in each dtype."""
     with tempfile.TemporaryDirectory() as folder:
         requests = Path(folder, "requests.so")
-        command = [_compiler(), "-O1", "-shared", "-fPIC", "-x", "c", "-", "-o", str(requests)]
+        command = [*compiler(), "-O1", "-shared", "-fPIC", "-x", "c", "-", "-o", str(requests)]
         subprocess.run(command, input=REQUESTS, text=True, check=True)
         options = "--instr-atstart=no", "--collect-atstart=no", f"--callgrind-out-file={folder}/counts"
         python = sys.executable, "-m", "benches.instructions", "--count", str(requests)
@@ -114,13 +115,10 @@ def run_under_callgrind(requests: str) -> None:
         callgrind.end(name.encode())
 
 
-def _compiler() -> str:
-    return os.environ.get("CXX", "c++")
-
-
 def compiler_version() -> str:
     """What decides, beside the source, on the instructions."""
-    return subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    command = [*compiler(), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 def grown(found: Counts, before: Counts) -> list[str]:

@@ -5,6 +5,9 @@ loaded, Triton's where `_backends` says, the plain-PyTorch `_fallback.KERNELS` b
 torch.ops.fastib. `reduction` is a `Reduction`, and `divisor` divides what it gives; a `floor` above 0 holds for each
 element before that. Noise comes from `noise`, or else from `rng`. `wanted` has bit i set where gradient i is wanted;
 the others are empty tensors.
+
+Operators trust their callers: wrong shapes, dtypes or strides of theirs may crash the process. The boundary that is
+checked is the functions.
 """
 
 from __future__ import annotations

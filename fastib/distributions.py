@@ -49,7 +49,9 @@ class Normal(torch.distributions.Normal):
 
 
 def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
-    """`torch.distributions.kl_divergence(p, q)`, element by element, in nats.
+    """The KL of p to q, element by element, in nats::
+
+        torch.distributions.kl_divergence(p, q)
 
     Between two normals it is fastib's, in float32 (float64 for float64); every other pair is PyTorch's business.
 
@@ -66,6 +68,11 @@ def kl_divergence(p: Distribution, q: Distribution) -> Tensor:
         RuntimeError: if the parameters do not broadcast.
 
     Source: Kingma & Welling 2014, appendix B.
+
+    >>> import torch
+    >>> from fastib.distributions import Normal, kl_divergence
+    >>> kl_divergence(Normal(torch.tensor([0.0, 2.0]), 1.0), Normal(0.0, 1.0))
+    tensor([0., 2.])
     """
     if isinstance(p, Normal) and isinstance(q, torch.distributions.Normal):
         kl: Tensor = _between_normals(p, q)  # directly: torch.compile can't trace how PyTorch looks for it

@@ -1,4 +1,4 @@
-"""The public functions in plain PyTorch: same names, same arguments, same results, no kernel.
+"""The public functions in plain PyTorch: same names, same arguments (but for `group`), same results, no kernel.
 
 They are the oracle of the tests and the baseline of the benches (with `noise=torch.randn_like(mu)`). The formulas are
 documented in `fastib.functional`.

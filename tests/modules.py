@@ -29,12 +29,12 @@ SANITIZERS = {
 CPU = ["-std=c++20", "-g1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 INCLUDES = [f"-I{path}" for path in [*include_paths(), sysconfig.get_path("include")]]
 LIBRARIES = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
-COMPILER = os.environ.get("CXX", "g++")
+COMPILER = os.environ.get("CXX", "c++").split()  # as the build takes it
 
 
 def sanitized(name: str) -> dict[str, str]:
     """The environment of a process that loads a module built with `SANITIZERS[name]`."""
-    libraries = [_run([COMPILER, f"-print-file-name=lib{library}.so"]).strip() for library in SANITIZERS[name][0]]
+    libraries = [_run([*COMPILER, f"-print-file-name=lib{library}.so"]).strip() for library in SANITIZERS[name][0]]
     return {
         "LD_PRELOAD": " ".join(libraries),
         "OMP_NUM_THREADS": "1",  # threads of PyTorch's own are none of ThreadSanitizer's business
@@ -76,7 +76,7 @@ def _made(path: Path, arguments: Sequence[str]) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.stem}.{threading.get_ident()}{path.suffix}")
-        _run([COMPILER, *arguments, "-o", str(part)])
+        _run([*COMPILER, *arguments, "-o", str(part)])
         part.rename(path)
     return path
 

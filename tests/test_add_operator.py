@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import modules
 from emulation.build import build
 from modules import ROOT
 
@@ -33,16 +34,23 @@ def _pass(checkout: Path, **env: str) -> None:
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-3000:] + result.stderr[-1000:]
 
 
+def _cpu_kernels(csrc: Path) -> Path:
+    """The module _C of this operator alone."""
+    files = [csrc / "module.cpp", *(csrc / "cpu" / f"{name}.cpp" for name in ("isa", "reduction", "mean_penalty"))]
+    return modules.module("_C", {file: [*modules.CPU, "-O1"] for file in files}, (), csrc.glob("*/*.h"))
+
+
 def test_the_diff_that_adds_an_operator(tmp_path: Path) -> None:
-    """It still applies; its tests pass on the reference, and on its CUDA kernels. What it takes of Triton and of a
-    build is for the tests of those."""
+    """It still applies; its tests pass on the reference, and on its kernels of each kind."""
     for folder in ("fastib", "csrc", "tests", "benches"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "results", "__pycache__")
-        )
+        ignored = shutil.ignore_patterns("*.so", "results", "__pycache__", "_triton")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    (tmp_path / "fastib" / "_triton").symlink_to(tmp_path / "csrc" / "triton")
     for file in ("CHANGELOG.md", "pyproject.toml"):
         shutil.copy(ROOT / file, tmp_path / file)
     subprocess.run(["git", "apply", str(PATCH)], cwd=tmp_path, check=True)
     _pass(tmp_path)
+    _pass(tmp_path, FASTIB_BACKEND="cpu", FASTIB_SANITIZED=str(_cpu_kernels(tmp_path / "csrc")))
+    _pass(tmp_path, FASTIB_BACKEND="triton", TRITON_INTERPRET="1")
     emulated = build(csrc=tmp_path / "csrc", operators=["mean_penalty"])
     _pass(tmp_path, FASTIB_EMULATED=str(emulated))

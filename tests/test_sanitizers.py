@@ -22,7 +22,8 @@ EVERYWHERE = " and ".join(
         *("gradcheck", "opcheck", "wrong", "torch.float16"),
     )
 )
-# Doubles where a vector, a block or a row of pairs ends; of two reductions that differ by a divisor, one where no prior is summed.
+# Doubles where a vector, a block or a row of pairs ends. Of reductions that differ by a divisor, one where no prior is
+# summed.
 EVERY_ACCESS = "(not torch.float64 or vector or -block or -chunk or fewer_rows) and (not batchmean or broadcast_prior)"
 # The work of more than one thread: chunks, tasks of pairs, sums over the batch, and words.
 SHARED = (
