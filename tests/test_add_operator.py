@@ -43,7 +43,7 @@ def _cpu_kernels(csrc: Path) -> Path:
 def test_the_diff_that_adds_an_operator(tmp_path: Path) -> None:
     """It still applies; its tests pass on the reference, and on its kernels of each kind."""
     for folder in ("fastib", "csrc", "tests", "benches"):
-        ignored = shutil.ignore_patterns("*.so", "results", "__pycache__", "_triton")
+        ignored = shutil.ignore_patterns("*.so", "*.png", "*.jsonl", "__pycache__", "_triton")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
     (tmp_path / "fastib" / "_triton").symlink_to(tmp_path / "csrc" / "triton")
     for file in ("CHANGELOG.md", "pyproject.toml"):
