@@ -17,6 +17,9 @@ import fastib
 from benches import suites
 
 
+RESULTS = "benches/results"
+
+
 def header() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
@@ -29,7 +32,9 @@ def header() -> dict[str, Any]:
         "fastib": fastib.__version__,
         "os": platform.platform(),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": _git("status", "--porcelain", "--untracked-files=no") not in ("", "unknown"),
+        # But for the results, to which a run that goes on has already added.
+        "dirty": _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(top,exclude){RESULTS}")
+        not in ("", "unknown"),
     }
 
 
