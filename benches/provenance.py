@@ -16,7 +16,6 @@ import torch
 import fastib
 from benches import suites
 
-
 RESULTS = "benches/results"
 
 
