@@ -101,7 +101,6 @@ def _plain_loop() -> Callable[[int, int, int], float]:
     source = Path(__file__).with_name("exponentials.cpp")
     with tempfile.TemporaryDirectory() as folder:
         library = f"{folder}/exponentials.so"
-        compiler = os.environ.get("CXX", "c++")
         subprocess.run(
             [*compiler(), "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", source, "-o", library],
             check=True,
