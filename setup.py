@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +199,14 @@ def build_command() -> Any:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """No other process builds in this folder: two installs at once would write the same files of build/."""
+    """No other process builds in this folder: two installs at once would write the same files of build/. But `develop`
+    starts one that does, and waits for it."""
     import fcntl
 
     with open(__file__) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # of a file system without locks
+            if "develop" not in sys.argv:
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

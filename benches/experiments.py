@@ -2,8 +2,8 @@
 
 Each run is a command of its own, `python -m fastib train` and `evaluate`, on one thread, so many side by side as the
 machine has cores. A finished run is a line of `results/experiments.jsonl`; those that are there are not made again, and
-one that was stopped goes on. Failures are lines, too. With `--results` all goes to another file and folder, so that
-runs can be repeated.
+one that was stopped goes on. Failures are lines, too. With `--results` all goes to another file, and to a folder of its
+name, so that runs can be repeated.
 """
 
 from __future__ import annotations
@@ -212,18 +212,21 @@ def _name(text: str) -> str:
 def main(argv: Sequence[str] | None = None, results: Path = RESULTS / NAME) -> int:
     parser = argparse.ArgumentParser(prog="python -m benches.experiments", description="Trains the papers' models.")
     parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=", ".join(EXPERIMENTS))
-    parser.add_argument("--work", type=Path, default=Path("fastib-train"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=results, help="file of the lines (default: %(default)s)")
+    parser.add_argument("--work", type=Path, help="folder of the runs (default: fastib-train, or that of --results)")
+    parser.add_argument("--results", type=Path, help="file of the lines (default: the repository's)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side (default: cores)")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.make:
         print(json.dumps(make(json.loads(arguments.make), arguments.work)))
         return 0
-    made = [(row["experiment"], row["config"]) for row in done(arguments.results) if "failure" not in row]
+    work = arguments.work or (arguments.results or Path("fastib-train")).with_suffix("")
+    results = arguments.results or results
+    results.parent.mkdir(parents=True, exist_ok=True)
+    made = [(row["experiment"], row["config"]) for row in done(results) if "failure" not in row]
     wanted = [(name, values) for name in arguments.names or EXPERIMENTS for values in runs(name)]
     with ThreadPoolExecutor(arguments.workers) as workers:
-        runs_ = [workers.submit(start, *run, arguments.work, arguments.results) for run in wanted if run not in made]
+        runs_ = [workers.submit(start, *run, work, results) for run in wanted if run not in made]
         return int(not all(run.result() for run in runs_))
 
 

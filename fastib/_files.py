@@ -59,7 +59,9 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # which the user knows
+            error.filename = str(path)  # which the user knows
+            if error.filename2 is not None:
+                del error.filename2
         raise
 
 

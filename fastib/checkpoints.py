@@ -128,7 +128,7 @@ def images(checkpoint: Checkpoint, data: str | None = None, train: bool = True) 
     Raises:
         ValueError: as `Config.images` does, or if they are not those of the training, or of another shape.
     """
-    config, folder = checkpoint.config, data or checkpoint.config.data
+    config, folder = checkpoint.config, data or checkpoint.config.data or checkpoint.config.dataset
     trained_on = config.images(data=data)
     if Data.of(trained_on) != checkpoint.data:
         raise ValueError(f"data must be that of the training, got {folder!r}, with other images")

@@ -327,8 +327,8 @@ class BetaTCVAETerms(_TCTerms, InformationCeiling):
 
 
 # Else torch.export.save refuses a model that returns them.
-for result in (VAETerms, BetaTCVAETerms, ELBODecomposition):
-    _register_namedtuple(result, serialized_type_name=f"fastib.{result.__name__}")
+for _result in (VAETerms, BetaTCVAETerms, ELBODecomposition):
+    _register_namedtuple(_result, serialized_type_name=f"fastib.{_result.__name__}")
 
 
 class BetaTCVAELoss(_VAELoss):

@@ -317,8 +317,9 @@ def _alone_in(output: Path) -> Iterator[None]:
             raise ValueError(f"output must not be in use by another training, got {output}") from None
         except OSError:  # a file system that locks no folders, as some over a network
             pass
-        for left in output.glob(f"{checkpoints.NAME}.*.new"):  # by one that was killed
-            left.unlink()
+        for name in (checkpoints.NAME, CONFIG, logs.NAME):
+            for left in output.glob(f"{name}.*.new"):  # by one that was killed
+                left.unlink()
         yield
     finally:
         os.close(descriptor)

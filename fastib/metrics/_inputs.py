@@ -36,6 +36,11 @@ def check_int64(name: str, value: Any, dims: int, other_name: str, other: Tensor
     _arguments.check_device(name, value, other_name, other)
 
 
+def varying(factors: Tensor) -> Tensor:
+    """Which columns have more than one value."""
+    return (factors != factors[:1]).any(0)
+
+
 def scale_of(x: Tensor) -> Tensor:
     """For each column, float64, the power of two by which to divide it so that its squares neither overflow nor vanish:
     about its largest magnitude. It costs no digit."""

@@ -335,7 +335,7 @@ def sap(codes: Tensor, factors: Tensor, *, categorical: Sequence[int] = ()) -> S
 def _checked_factors(name: str, factors: Any, other_name: str, other: Tensor, fewest: int = 1) -> tuple[Tensor, Tensor]:
     """The factors with their values counted from 0, and which of them vary."""
     _inputs.check_int64(name, factors, 2, other_name, other)
-    varying = (factors != factors[:1]).any(0).nonzero()[:, 0]
+    varying = _inputs.varying(factors).nonzero()[:, 0]
     if len(varying) < fewest:
         raise ValueError(f"{name} must have at least {fewest} that vary, got {len(varying)}")
     return torch.stack([v.unique(return_inverse=True)[1] for v in factors.T], 1), varying

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import time
@@ -196,7 +197,8 @@ class _Decomposition:
                 self.save()
                 raise
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            for left in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.name)}.*.new")):  # by one killed
+                left.unlink(missing_ok=True)
 
 
 def _load(path: Path | None, call: dict[str, Any]) -> dict[str, Any] | None:

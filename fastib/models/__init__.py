@@ -43,5 +43,5 @@ __all__ = [
 ]
 
 # Else torch.export.save refuses a model that returns them.
-for result in (AIRTerms, CatchTerms, ClassifierTerms, MultiEntityVAETerms):
-    _register_namedtuple(result, serialized_type_name=f"fastib.models.{result.__name__}")
+for _result in (AIRTerms, CatchTerms, ClassifierTerms, MultiEntityVAETerms):
+    _register_namedtuple(_result, serialized_type_name=f"fastib.models.{_result.__name__}")
