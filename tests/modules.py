@@ -43,12 +43,15 @@ def sanitized(name: str) -> dict[str, str]:
     }
 
 
-def cpu(name: str, csrc: Path = ROOT / "csrc") -> Path:
-    """The module _C of the kernels for a CPU, under `SANITIZERS[name]`."""
+def cpu(name: str, csrc: Path = ROOT / "csrc", operators: Sequence[str] | None = None) -> Path:
+    """The module _C of all kernels for a CPU or of those of some operators, under `SANITIZERS[name]`."""
     flags = [*CPU, *SANITIZERS[name][1]]
     if name == "thread":
         flags += ["-include", str(ROOT / "tests" / "cpp_threads.h")]
-    sources = {source: flags for source in [csrc / "module.cpp", *sorted((csrc / "cpu").glob("*.cpp"))]}
+    files = sorted((csrc / "cpu").glob("*.cpp"))
+    if operators is not None:
+        files = [source for source in files if source.stem in (*operators, "isa", "reduction")]
+    sources = {source: flags for source in [csrc / "module.cpp", *files]}
     return module("_C", sources, SANITIZERS[name][1], [*csrc.glob("*/*.h"), ROOT / "tests" / "cpp_threads.h"])
 
 

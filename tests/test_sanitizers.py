@@ -86,13 +86,14 @@ fastib.log_variance_penalty(torch.randn(3, 9000), reduction="sample")
 
 
 def test_planted_faults_are_seen(tmp_path: Path) -> None:
+    used = ["log_variance_penalty"]
     for sanitizer in SANITIZERS:
-        assert _run(modules.cpu(sanitizer), sanitizer, "-c", USE).returncode == 0
+        assert _run(modules.cpu(sanitizer, operators=used), sanitizer, "-c", USE).returncode == 0
     for name, (sanitizer, file, before, after, said) in FAULTS.items():
         csrc = tmp_path / name
         shutil.copytree(ROOT / "csrc", csrc)
         text = (csrc / "cpu" / file).read_text()
         assert text.count(before) == 1, name
         (csrc / "cpu" / file).write_text(text.replace(before, after))
-        faulty = _run(modules.cpu(sanitizer, csrc), sanitizer, "-c", USE)
+        faulty = _run(modules.cpu(sanitizer, csrc, used), sanitizer, "-c", USE)
         assert faulty.returncode != 0 and said in faulty.stderr, f"{name}: {faulty.stderr[-3000:]}"
