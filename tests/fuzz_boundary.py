@@ -146,7 +146,8 @@ def difference(found: Outcome, expected: Outcome, ordinary: bool, size: int) -> 
 
 def _close(found: Tensor, expected: Tensor, size: int) -> bool:
     finite = found.isfinite() & expected.isfinite()
-    if not (torch.equal(found.isnan(), expected.isnan()) and torch.equal(found.isinf(), expected.isinf())):
+    told = ~expected.isnan()  # where the plain expression has NaN, a zero under noise that overflows stays zero
+    if found[told].isnan().any() or not torch.equal(found[told].isinf(), expected[told].isinf()):
         return False
     a, b, tolerance = found[finite].double(), expected[finite].double(), TOLERANCES[found.dtype]
     return bool(((a - b).abs() <= tolerance * (b.abs() + size)).all())
