@@ -1,9 +1,9 @@
 """The models of the papers, trained on this class of machine: `python -m benches.experiments [NAME ...]`.
 
 Each run is a command of its own, `python -m fastib train` and `evaluate`, on one thread, so many side by side as the
-machine has cores. A finished run is a line of `results/experiments.jsonl`; those that are there are not made again, and
-one that was stopped goes on. Failures are lines, too. With `--results` all goes to another file, and to a folder of its
-name, so that runs can be repeated.
+machine has cores; fewer workers have more threads each. A finished run is a line of `results/experiments.jsonl`; those
+that are there are not made again, and one that was stopped goes on. Failures are lines, too. With `--results` all goes
+to another file, and to a folder of its name, so that runs can be repeated.
 """
 
 from __future__ import annotations
@@ -169,17 +169,17 @@ def make(values: Values, folder: Path) -> Values:
     return evaluate.evaluation(folder) | {key: round(value, 1) for key, value in seconds.items()}
 
 
-def start(name: str, values: Values, work: Path, results: Path) -> bool:
+def start(name: str, values: Values, work: Path, results: Path, threads: int) -> bool:
     """Makes a run in a process of its own, and writes its line; says whether it was finished."""
     folder, started = work / name / label(values), time.monotonic()
     process = subprocess.run(
         [sys.executable, "-m", "benches.experiments", "--make", json.dumps(values), "--work", str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
         check=False,
     )
-    row: Values = {"experiment": name, "config": values, "command": command(values)}
+    row: Values = {"experiment": name, "config": values, "command": command(values), "threads": threads}
     row["seconds"] = round(time.monotonic() - started)
     if process.returncode == 0:
         row["results"] = json.loads(process.stdout.splitlines()[-1])
@@ -217,6 +217,8 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS / NAME) -> i
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side (default: cores)")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if arguments.workers < 1:
+        parser.error(f"argument --workers: must be at least 1, got {arguments.workers}")
     if arguments.make:
         print(json.dumps(make(json.loads(arguments.make), arguments.work)))
         return 0
@@ -224,9 +226,10 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS / NAME) -> i
     results = arguments.results or results
     results.parent.mkdir(parents=True, exist_ok=True)
     made = [(row["experiment"], row["config"]) for row in done(results) if "failure" not in row]
+    threads = max((os.cpu_count() or 1) // arguments.workers, 1)
     wanted = [(name, values) for name in arguments.names or EXPERIMENTS for values in runs(name)]
     with ThreadPoolExecutor(arguments.workers) as workers:
-        runs_ = [workers.submit(start, *run, work, results) for run in wanted if run not in made]
+        runs_ = [workers.submit(start, *run, work, results, threads) for run in wanted if run not in made]
         return int(not all(run.result() for run in runs_))
 
 

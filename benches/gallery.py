@@ -107,8 +107,8 @@ COLUMNS: dict[str, Values] = {
     "information-dropout": _NUISANCE,
 }
 TEXTS = {
-    "quick": "Every model by its preset `quick`: the seconds that training and evaluation take, on one thread, beside "
-    "another run, without the start of Python.",
+    "quick": "Every model by its preset `quick`: the seconds that training and evaluation take, alone on two cores "
+    "(`--workers 1`), without the start of Python.",
     "beta-vae": "beta-VAE on sprites of 32 x 32: rate and distortion, and the parts of the rate by the exact "
     "decomposition over all 737 280 images. Nats per image.",
     "annealed-vae": "beta-VAE with a capacity that grows to 15 nats, on the same sprites.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -69,6 +70,7 @@ def test_lines_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert experiments.main(["tiny", *options]) == 1
     done, failed, again = experiments.done(results)
+    assert done["threads"] == os.cpu_count()  # one worker has them all
     assert done["config"] == TINY | {"seed": 0} and 0 < done["results"]["error"] < 1
     assert 0 <= sum(done["results"][f"{part}_seconds"] for part in ("training", "evaluation")) <= done["seconds"] + 1
     assert done["command"].startswith("python -m fastib train vib --dataset=digits --hidden=8")
@@ -90,7 +92,8 @@ def test_the_first_run_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert experiments.main(["--workers", "2", "--work", str(tmp_path / "work")], tmp_path / "rows.jsonl") == 0
     assert (tmp_path / "multi-entity-vae.png").read_bytes()[1:4] == b"PNG"
     (tmp_path / "multi-entity-vae.png").unlink()
-    assert not experiments.start("multi-entity-vae", tiny | {"seed": 1, "batch": 0}, tmp_path, tmp_path / "rows.jsonl")
+    rows = tmp_path / "rows.jsonl"
+    assert not experiments.start("multi-entity-vae", tiny | {"seed": 1, "batch": 0}, tmp_path, rows, threads=1)
     assert not (tmp_path / "multi-entity-vae.png").exists()
 
 
