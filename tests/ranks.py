@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import tempfile
 import traceback
@@ -14,13 +15,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+multiprocessing.set_forkserver_preload(["fastib.losses", "torch._dynamo"])  # once, not in each rank: 3 s
 _LONGEST = 120.0  # seconds that the ranks may take, all in all
 
 
 def on_ranks(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
     """What fn(rank, *args) gives on each rank, or "Type: message" of what it raised, or None if it left without."""
     with tempfile.TemporaryDirectory() as folder:
-        processes = mp.start_processes(_run, (size, folder, fn, args), size, join=False, start_method="spawn")
+        processes = mp.start_processes(_run, (size, folder, fn, args), size, join=False, start_method="forkserver")
         for process in processes.processes:
             process.join(_LONGEST)
             hangs = process.is_alive()
