@@ -170,7 +170,7 @@ def operators() -> list[Path]:
 
 def tests(setting: Setting, seconds: float) -> Outcome:
     """A process for each operator and backend."""
-    options = ["-q", "--maxfail=3", "-p", "no:cacheprovider", "-p", "no:warnings", "--tb=short"]
+    options = ["-q", "-m", "", "--maxfail=3", "-p", "no:cacheprovider", "-p", "no:warnings", "--tb=short"]
     jobs = [
         Job(
             f"{path.name}, {backend}",

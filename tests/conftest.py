@@ -29,6 +29,11 @@ import in_place
 import fastib
 from fastib import _backends
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores
+    share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
+    torch.set_num_threads(share)
+    os.environ["OMP_NUM_THREADS"] = str(share)
+
 EMULATED: ModuleType | None = None
 if "FASTIB_EMULATED" in os.environ:  # the CUDA kernels (tests/emulation), which register for the CPU
     assert os.environ.get("FASTIB_BACKEND") == "reference"

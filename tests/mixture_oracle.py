@@ -34,21 +34,23 @@ class Oracle:
         of_joint = (self.joint * self.sizes.sum(-1)).sum(1)
         return _rounded(of_joint), _rounded((self.marginals * self.sizes).sum(1))
 
-    def gradients(self, grads: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """By z, mu and logvar: each with the sum of the sizes of its terms, and what that sum changes by where all
-        exponents do by a share of 1 of themselves, each as it likes."""
-        joint, marginals = (_wide_floats(g) for g in grads)
-        parts = joint[:, None, None] * self.joint[..., None], marginals[:, None] * self.marginals
-        c, size = parts[0] + parts[1], abs(parts[0]) + abs(parts[1])
-        moved = abs(joint)[:, None, None] * _moved(self.joint, self.sizes.sum(-1))[..., None]
-        moved = moved + abs(marginals)[:, None] * _moved(self.marginals, self.sizes)
-        u, std = self.u, self.std
-        sums = (
-            ((-c * u / std).sum(1), (size * abs(u) / std).sum(1), (moved * abs(u) / std).sum(1)),
-            ((c * u / std).sum(0), (size * abs(u) / std).sum(0), (moved * abs(u) / std).sum(0)),
-            ((c * (u**2 - 1) / 2).sum(0), (size * (u**2 + 1) / 2).sum(0), (moved * (u**2 + 1) / 2).sum(0)),
-        )
-        return [tuple(map(_rounded, of_one)) for of_one in sums]
+    def gradients(self, grads: tuple[Tensor, Tensor]) -> list[list[Tensor]]:
+        """The joint's part of the gradients, and the marginals': each by z, mu and logvar. And each, in a tensor
+        [3, ...], with the sum of the sizes of its terms, and what that sum changes by where all exponents do by a share
+        of 1 of themselves, each as it likes."""
+        joint, marginals = (_wide_floats(g)[:, None] for g in grads)
+        of_joint = joint * self.joint, abs(joint) * _moved(self.joint, self.sizes.sum(-1))
+        of_marginals = marginals * self.marginals, abs(marginals) * _moved(self.marginals, self.sizes)
+        return [self._by_inputs(*(t[..., None] for t in of_joint)), self._by_inputs(*of_marginals)]
+
+    def _by_inputs(self, weights: Any, moved: Any) -> list[Tensor]:
+        u, square = self.u, self.u**2
+        terms = weights * u / self.std, abs(weights * u) / self.std, moved * abs(u) / self.std
+        by_mu = [t.sum(0) for t in terms]
+        minus, *sizes = (t.sum(1) for t in terms)
+        weights, moved = weights / 2, moved / 2
+        by_logvar = [t.sum(0) for t in (weights * (square - 1), abs(weights) * (square + 1), moved * (square + 1))]
+        return [_rounded(np.stack(t)) for t in ([-minus, *sizes], by_mu, by_logvar)]
 
 
 def _wide_floats(t: Tensor) -> Any:

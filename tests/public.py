@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -93,3 +94,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], object]] = {
     **DETERMINISTIC,
 }
 EVERYTHING = FUNCTIONS | LOSSES
+
+# One of each operator; the others, which have another reduction, prior or estimator, are for thorough runs.
+_OF_EACH = "reparameterize", "reparameterize_with_kl", "information_dropout", "gaussian_kl", "free_bits_total"
+_OF_EACH += "log_variance_penalty", "aggregate_posterior", "aggregate_posterior_marginals", "elbo_decomposition"
+_OF_EACH += "BetaVAELoss", "BetaTCVAELoss"
+EACH = [pytest.param(name, marks=[] if name in _OF_EACH else pytest.mark.thorough) for name in EVERYTHING]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import modules
+import pytest
 from emulation.build import build
 from modules import ROOT
 
@@ -40,6 +41,7 @@ def _cpu_kernels(csrc: Path) -> Path:
     return modules.module("_C", {file: [*modules.CPU, "-O1"] for file in files}, (), csrc.glob("*/*.h"))
 
 
+@pytest.mark.thorough
 def test_the_diff_that_adds_an_operator(tmp_path: Path) -> None:
     """It still applies; its tests pass on the reference, and on its kernels of each kind."""
     for folder in ("fastib", "csrc", "tests", "benches"):

@@ -162,6 +162,7 @@ def test_operators_are_not_for_calling_with_gradients() -> None:
 SELECTION = "(vae or chunk or transposed or non_finite or extreme-torch or check or known or bits_of) and not float16"
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not COMPILED, reason="this is that run")
 def test_all_operators_on_the_reference() -> None:
     """The operators' own tests, in a process that asks for the reference, which is slow: not on every layout."""

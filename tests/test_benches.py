@@ -183,6 +183,7 @@ def test_estimators_are_where_their_theory_puts_them(tmp_path: Path, capsys: pyt
 # The bench of large batches.
 
 
+@pytest.mark.thorough
 def test_large_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None if name == "pykeops" else name)
     monkeypatch.setattr(harness, "MIN_ROUNDS", 2)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, WHERE_EMULATED, at_once
 from emulation import lines
 from emulation.build import build
@@ -48,6 +49,7 @@ def test_every_operator_has_a_file() -> None:
     assert all((ROOT / "csrc/cuda" / f"{name}.cu").exists() for name in OPERATORS)
 
 
+@pytest.mark.thorough
 def test_operators() -> None:
     """The operators' own tests, with their oracles and budgets, run nearly every line of the kernels."""
     module = build()
@@ -57,6 +59,7 @@ def test_operators() -> None:
     assert share >= 0.95, f"only {share:.1%} of the lines are run; never run: {never_run}"
 
 
+@pytest.mark.thorough
 def test_each_kernel_in_any_order_and_under_sanitizers() -> None:
     """Under sanitizers; and with threads and blocks in descending and in random order, where approximate instructions
     are off by as much as they may be."""
@@ -125,6 +128,7 @@ def _plant(
     assert faulty.returncode != 0 and said in faulty.stderr, f"{name}: {faulty.stderr[-3000:]}"
 
 
+@pytest.mark.thorough
 def test_planted_faults_are_seen(tmp_path: Path) -> None:
     of_sums = [(tmp_path, "reduce.cuh", "log_variance_penalty", USE, *fault) for fault in FAULTS]
     of_pairs = [(tmp_path, "mixture_forward.cuh", "aggregate_posterior", USE_OF_PAIRS, *f) for f in FAULTS_OF_PAIRS]

@@ -86,6 +86,7 @@ def test_a_training_that_was_stopped_is_no_result(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "evaluation.json").exists()
 
 
+@pytest.mark.thorough
 def test_the_first_run_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {"model": "multi-entity-vae", "dataset": "sprite-scenes-32", "width": 4, "hidden": 8, "steps": 1}
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"multi-entity-vae": Experiment([tiny], 2)})
@@ -217,6 +218,7 @@ def test_a_page_of_what_is_there(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {experiments.NAME, gallery.PAGE, "vib-digits.png"}
 
 
+@pytest.mark.thorough
 def test_a_whole_step(capsys: pytest.CaptureFixture[str]) -> None:
     rows = training_step.measure(0.01, (4,))
     assert [(row["model"], row["losses"]) for row in rows] == [

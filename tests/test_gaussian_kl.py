@@ -390,6 +390,7 @@ def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, kind: 
     assert_same_bits_for_threads(lambda: (_ops.gaussian_kl(mu, logvar, None, None, kind, 3, 0.0),))
 
 
+@pytest.mark.thorough
 def test_more_than_two_to_the_31_elements() -> None:
     """One element in memory, expanded: the sum of its KL, exact because it is the same everywhere."""
     n = 2**31 + 8

@@ -89,7 +89,7 @@ def test_ten_regimes(kernels: str, regime: str) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("size", [4096, 65_536])
+@pytest.mark.parametrize("size", [4096, pytest.param(65_536, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_ten_regimes_at_full_size(regime: str, size: int) -> None:
     inputs = posteriors(regime, size, 2)

@@ -113,6 +113,7 @@ def test_same_bits_for_any_number_of_threads(kernels: str, threads: None, dtype:
 
 
 @pytest.mark.skipif(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 12 << 30, reason="needs 12 GiB")
+@pytest.mark.thorough
 def test_more_than_two_to_the_31_elements() -> None:
     n = 2**31 + 1001
     mu = torch.zeros(1, dtype=torch.bfloat16).expand(n)

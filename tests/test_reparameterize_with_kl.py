@@ -36,9 +36,12 @@ def test_values(kernels: str, make: Make, dtype: torch.dtype) -> None:
     assert_within_budget(kl, plain_kl, true_kl, scale=terms, slack=8)
 
 
-@pytest.mark.parametrize("used", ["both", "z", "kl"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "used"),
+    [*((dtype, "both") for dtype in DTYPES), (torch.float32, "z"), (torch.float32, "kl")],
+    ids=str,
+)
 @pytest.mark.parametrize("make", LAYOUTS)
 def test_gradients(kernels: str, make: Make, dtype: torch.dtype, reduction: str, used: str) -> None:
     mu, logvar = (t.requires_grad_() for t in make(dtype))

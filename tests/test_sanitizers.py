@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import modules
+import pytest
 from devices import OPERATORS, TESTS, at_once
 from modules import ROOT, SANITIZERS, sanitized
+
+pytestmark = pytest.mark.thorough
 
 # Not what measures, nor what takes too long, nor what doesn't reach the kernels. Of the dtypes, two sizes.
 EVERYWHERE = " and ".join(

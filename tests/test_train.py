@@ -185,6 +185,9 @@ def _start(model: str, folder: Path, **values: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([*heard, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+_OTHERS_THAT_END_IT = [pytest.param(number, marks=pytest.mark.thorough) for number in (signal.SIGINT, signal.SIGHUP)]
+
+
 def _wait_for(condition: Any) -> None:
     end = time.monotonic() + 90
     while not condition():
@@ -192,7 +195,7 @@ def _wait_for(condition: Any) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, *_OTHERS_THAT_END_IT])
 def test_a_killed_run_ends_with_the_same_weights(
     number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -552,7 +555,7 @@ def _torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.thorough)])
 def test_several_ranks_train_what_one_does(ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--{key}={value}" for key, value in (TINY | {"steps": 3}).items()]
     assert cli.main(["train", "beta-tcvae", *flags, f"--output={tmp_path / 'one'}"]) == 0
@@ -569,6 +572,7 @@ def test_several_ranks_train_what_one_does(ranks: int, tmp_path: Path, capsys: p
         assert other["loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_several_ranks_go_on(tmp_path: Path) -> None:
     for steps in (2, 4):
         result = _torchrun(2, "beta-tcvae", *_flags("beta-tcvae", steps=steps), f"--output={tmp_path / 'parts'}")
@@ -577,6 +581,7 @@ def test_several_ranks_go_on(tmp_path: Path) -> None:
     assert _digest(tmp_path / "parts") == _digest(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_what_several_ranks_cannot_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = _torchrun(3, "beta-tcvae", "--dataset=digits", "--batch=2", f"--output={tmp_path / 'new'}")
     assert result.returncode != 0 and not (tmp_path / "new").exists()

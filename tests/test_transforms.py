@@ -140,7 +140,7 @@ def test_gradients_of_each_sample_of_a_model() -> None:
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_randomness_of_vmap(name: str, compiled: bool) -> None:
     """Refused unless it is said; then the same for all examples, or not; and the gradient sees the noise of its own."""
     zero = torch.zeros(EXAMPLES, 4, 3)

@@ -42,6 +42,7 @@ def _pass(selection: str, *names: str) -> None:
     assert result.returncode == 0, result.stdout[-3000:]
 
 
+@pytest.mark.thorough
 def test_operators_interpreted() -> None:
     """The operators' own tests, in processes whose CPU kernels are Triton's."""
     at_once(_pass, [*((_PAIRS, name) for name in ON_PAIRS), (_ELEMENTWISE, *ELEMENTWISE)])
@@ -80,6 +81,7 @@ def _same_bits(otherwise: str) -> None:
     assert result.returncode == 0, f"{otherwise}: exit status {result.returncode}: {result.stderr[-3000:]}"
 
 
+@pytest.mark.thorough
 def test_same_bits_within_guard_pages_and_in_any_order_of_the_programs() -> None:
     at_once(_same_bits, [(otherwise,) for otherwise in _OTHERWISE])
 
@@ -165,6 +167,7 @@ def test_threads_tune_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(kernel.launched) == 8
 
 
+@pytest.mark.thorough
 def test_resources_are_within_the_budget() -> None:
     """No kernel spills, nor takes more registers or shared memory than tests/triton_budget.json has."""
     env = {**os.environ, "TRITON_INTERPRET": "0"}
