@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from benches import harness, provenance, suites
+from benches.provenance import RESULTS
 from benches.suites import Contender
 from benches.tables import markdown, number
 from fastib import _derivatives, _ops, functional
 
-RESULTS = Path(__file__).parent / "results"
 NAME = "calls.json"
 SHAPE, PAIRS = (128, 10), (64, 10)
 PARTS = "eager", "fastib", "function", "nothing", "operators"

@@ -21,12 +21,13 @@ from torch import Tensor
 
 import fastib
 from benches import provenance
+from benches.provenance import RESULTS
 from benches.tables import markdown
 from fastib._extras import require
 from fastib.metrics import exact_elbo_decomposition
 
 Row = dict[str, Any]
-RESULTS, NAME = Path(__file__).parent / "results", "estimators.json"
+NAME = "estimators.json"
 BATCHES = (16, 64, 256)
 ESTIMATORS = ("mss", "mws", "in_batch", "column")
 DIMS = 10

@@ -26,12 +26,13 @@ from torch import Tensor
 import fastib
 from benches import provenance
 from benches.estimators import column_weights
+from benches.provenance import RESULTS
 from fastib import checkpoints, configs, evaluate, logs, plots, train
 from fastib.configs import Config
 from fastib.losses import BetaTCVAETerms
 from fastib.models import BetaTCVAE
 
-RESULTS, NAME = Path(__file__).parent / "results", "experiments.jsonl"
+NAME = "experiments.jsonl"
 FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist has it
 
 Values = dict[str, Any]

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benches import experiments
-from benches.experiments import RESULTS, Values
+from benches.experiments import Values
+from benches.provenance import RESULTS
 from benches.tables import markdown
 from fastib import plots
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -130,9 +131,10 @@ def sliced(name: str, backend: str, count: int, **env: str) -> list[Job]:
 
 def checked(jobs: Sequence[Ended]) -> Outcome:
     """What parts say of their checks. A part without any has failed."""
-    said, faults = [], []
+    said, faults, operators = [], [], set()
     for ended in jobs:
         lines = ended.lines()
+        operators |= {_first_word(line["failed"]).removesuffix("_backward") for line in lines if "failed" in line}
         failures = [f"{ended.name}: {line['failed']}: {line['why']}" for line in lines if "failed" in line]
         passed = sum("passed" in line for line in lines)
         said.append(f"{ended.name}: {passed} passed, {len(failures)} failed")
@@ -141,7 +143,12 @@ def checked(jobs: Sequence[Ended]) -> Outcome:
             faults.append(fault)
         elif passed == 0:
             faults.append(f"{ended.name}: nothing was checked")
-    return Outcome(not faults, "\n".join([*said, *faults[:20]]))
+    return Outcome(not faults, "\n".join([*said, *faults[:20]]), tuple(sorted(operators)))
+
+
+def _first_word(label: str) -> str:
+    """The operator, by which all that on_device checks is named."""
+    return re.split(r"[ ,]", label)[0]
 
 
 # The stages.
@@ -151,7 +158,7 @@ class Setting(NamedTuple):
     capability: str
     out: Path
     failed: tuple[str, ...] = ()  # the stages before
-    failed_operators: tuple[str, ...] = ()  # those whose tests failed, and were not only cut
+    failed_operators: tuple[str, ...] = ()  # those of which a test or check failed, and was not only cut
 
 
 def build(setting: Setting, seconds: float) -> Outcome:
@@ -241,7 +248,7 @@ def sanitizer(setting: Setting, seconds: float) -> Outcome:
         for job in ended
         if job.status is not None and SANITIZERS[job.name] not in job.output
     ]
-    return Outcome(outcome.passed and not unclean, "\n".join([outcome.said, *unclean]))
+    return outcome._replace(passed=outcome.passed and not unclean, said="\n".join([outcome.said, *unclean]))
 
 
 def benches(setting: Setting, seconds: float) -> Outcome:

@@ -24,11 +24,12 @@ import torch
 
 from benches import large_batches, suites
 from benches.floors import compiler
+from benches.provenance import RESULTS
 from benches.regimes import posteriors
 from benches.tables import markdown
 
 Counts = dict[str, float]
-RESULTS, NAME = Path(__file__).parent / "results", "instructions.json"
+NAME = "instructions.json"
 SIZES = ((32, 512), (544, 512))
 SIZES_OF_A_SUM = ((32, 512), (4128, 512))  # which takes so little of each element
 SIZES_OF_PAIRS = ((64, 16), (128, 16))

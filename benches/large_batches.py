@@ -22,13 +22,14 @@ from torch import Tensor
 
 import fastib
 from benches import harness, provenance, suites
+from benches.provenance import RESULTS
 from benches.regimes import REGIMES, posteriors
 from benches.suites import Contender
 from benches.tables import markdown, number
 from fastib._extras import require
 
 Row = dict[str, Any]
-RESULTS, NAME, PICTURE = Path(__file__).parent / "results", "large_batches.json", "large_batches.png"
+NAME, PICTURE = "large_batches.json", "large_batches.png"
 SIZES = tuple(64 * 4**k for k in range(7))
 LIMIT_SECONDS, LIMIT_BYTES = 220.0, 6e9
 SHORT_SECONDS = (

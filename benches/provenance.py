@@ -16,7 +16,7 @@ import torch
 import fastib
 from benches import suites
 
-RESULTS = "benches/results"
+RESULTS = Path(__file__).parent / "results"
 
 
 def header() -> dict[str, Any]:
@@ -32,7 +32,7 @@ def header() -> dict[str, Any]:
         "os": platform.platform(),
         "commit": _git("rev-parse", "HEAD"),
         # But for the results, to which a run that goes on has already added.
-        "dirty": _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(top,exclude){RESULTS}")
+        "dirty": _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benches/results")
         not in ("", "unknown"),
     }
 

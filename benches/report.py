@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benches import calls, estimators, large_batches, soak, training_step
+from benches.provenance import RESULTS
 from benches.tables import markdown, number
 
 README = Path(__file__).parent.parent / "README.md"
-RESULTS = Path(__file__).parent / "results"
 PAGE = "tables.md"
 INTRODUCTION = """# All tables
 

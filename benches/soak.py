@@ -25,9 +25,10 @@ from torch import Tensor
 
 import fastib
 from benches import provenance
+from benches.provenance import RESULTS
 from fastib.losses import AnnealedVAELoss, BetaTCVAELoss, BetaVAELoss
 
-RESULTS, NAME = Path(__file__).parent / "results", "soak.json"
+NAME = "soak.json"
 SHAPES = ((64, 10), (2, 3), (257, 33), (1500, 10), (96, 64))  # rows, dimensions
 SETTLED = 0.2  # of the rounds, after which memory is to stay as it is
 MOST_GROWTH = 8.0  # MiB, from the most of the first half of those to that of the last, which an allocator may keep

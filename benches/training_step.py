@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from benches import harness, provenance
+from benches.provenance import RESULTS
 from benches.tables import markdown, number
 from fastib import demo
 from fastib.models import ConvVAE
 
 Row = dict[str, Any]
-RESULTS, NAME = Path(__file__).parent / "results", "training_step.json"
+NAME = "training_step.json"
 BATCHES = 64, 512, 2048
 MODELS = "beta-vae", "beta-tcvae"
 KINDS = "fused", "plain"

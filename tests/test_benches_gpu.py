@@ -127,6 +127,17 @@ def test_what_parts_say() -> None:
     assert "part: y: z" in gpu.checked([gpu.Ended("part", 0, bad)]).said
 
 
+def test_operators_whose_checks_fail_are_said() -> None:
+    labels = [
+        str(next(iter(on_device.specs()))),
+        "gaussian_kl_backward float32 3, tiles 1",
+        "reparameterize, its own rng",
+    ]
+    lines = [json.dumps({"failed": label, "why": "?"}) for label in labels]
+    operators = "aggregate_posterior", "gaussian_kl", "reparameterize"
+    assert gpu.checked([gpu.Ended("part", 0, "\n".join(lines))]).failed_operators == operators
+
+
 def test_every_operator_has_tests_and_calls() -> None:
     assert {path.stem[5:] for path in gpu.operators()} == {name for name in _fallback.KERNELS if "backward" not in name}
     assert {name for _, name, _ in on_device._table([torch.float32])} == set(_fallback.KERNELS)

@@ -35,7 +35,6 @@ _TYPES = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
     torch.int64: "*i64",
 }
 
@@ -57,7 +56,7 @@ class Variant(NamedTuple):
     def group(self) -> str:
         """Whose variants share a budget: those of one kernel, on float64 or on anything narrower."""
         types = {kind for _, kind in self.signature}
-        return self.name if types & {"*fp32", "*bf16", "*fp16"} else f"{self.name} float64"
+        return self.name if types & {"*fp32", "*bf16"} else f"{self.name} float64"
 
 
 def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Variant:
@@ -96,7 +95,7 @@ def variants(dims: int = 40) -> list[Variant]:
 
     JITFunction.run, Autotuner.run = launch, launch_each
     _tuning._chosen.clear()  # all tiles to choose from
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):  # float16 is bfloat16 but for a conversion
         for name, arguments in triton_calls.calls(dtype, dims):
             _triton.KERNELS[name](*arguments)
     return list(found)
