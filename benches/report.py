@@ -198,6 +198,17 @@ def of_estimators(results: Path, brief: bool) -> str:
     return estimators.table(json.loads(path.read_text())["rows"])
 
 
+def fuzzed(results: Path, brief: bool) -> str:
+    """What the runs of the fuzzers, of which CI has one of each, have tried and found."""
+    if not (path := results / "fuzz.json").exists():
+        return ""
+    lines = []
+    for row in json.loads(path.read_text()):
+        guided = f", {row['guided']} of them guided by coverage" if "guided" in row else ""
+        lines.append(f"* {row['what']}: {row['tried']} tried{guided}. Found: {row['found']}.")
+    return "\n".join(["Random inputs until now, beside the 500 of each kind in CI:", "", *lines])
+
+
 def soaked(results: Path, brief: bool) -> str:
     if not (path := results / soak.NAME).exists():
         return ""
@@ -250,6 +261,7 @@ SECTIONS: dict[str, Callable[[Path, bool], str]] = {
     "Large batches": sizes,
     "Estimators": of_estimators,
     "Training step": training_steps,
+    "Fuzz": fuzzed,
     "Soak": soaked,
 }
 ON_PAGE_ALONE = ("Small calls", "Large batches", "Estimators")
