@@ -237,6 +237,22 @@ def table(rows: Sequence[Values], name: str) -> str:
     return markdown(lines)
 
 
+DECISIONS = {"concrete": ", relaxed decisions", "score_function": ", sampled decisions"}
+
+
+def counted(rows: Sequence[Values]) -> str:
+    """What the README has of the models of scenes; nothing of those that have no finished run."""
+    parts = []
+    for name, model in (("air", "AIR"), ("multi-entity-vae", "Multi-Entity VAE")):
+        for runs in drawn(rows, name).values():
+            config, accuracies = runs[0]["config"], [run["results"]["count_accuracy"] for run in _finished(runs)]
+            which = f"{model} on {config['dataset'].partition('-')[0]}s{DECISIONS.get(config.get('presence', ''), '')}"
+            (successes,) = _successes(rows, runs)
+            parts.append(f"{which}: {statistics.fmean(accuracies):.1%} ({min(accuracies):.1%}), {successes}")
+    said = f"Scenes counted right, in the mean over the seeds (at least), and runs above {SUCCESS:.0%}: "
+    return f"{said}{'; '.join(parts)}." if parts else ""
+
+
 def page(rows: Sequence[Values]) -> str:
     """All tables, with the command of a run of each experiment."""
     parts = [INTRODUCTION]

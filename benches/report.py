@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import calls, estimators, large_batches, soak, training_step
+from benches import calls, estimators, experiments, gallery, large_batches, soak, training_step
 from benches.provenance import RESULTS
 from benches.tables import markdown, number
 
@@ -209,6 +209,10 @@ def fuzzed(results: Path, brief: bool) -> str:
     return "\n".join(["Random inputs until now, beside the 500 of each kind in CI:", "", *lines])
 
 
+def scenes(results: Path, brief: bool) -> str:
+    return gallery.counted(experiments.done(results / experiments.NAME))
+
+
 def soaked(results: Path, brief: bool) -> str:
     if not (path := results / soak.NAME).exists():
         return ""
@@ -263,6 +267,7 @@ SECTIONS: dict[str, Callable[[Path, bool], str]] = {
     "Training step": training_steps,
     "Fuzz": fuzzed,
     "Soak": soaked,
+    "Scenes": scenes,
 }
 ON_PAGE_ALONE = ("Small calls", "Large batches", "Estimators")
 

@@ -154,6 +154,16 @@ def test_failures_are_no_successes() -> None:
     assert gallery._successes(runs, [*runs, {"failure": "killed"}]) == ["2 of 4"]
 
 
+def test_scenes_in_a_sentence() -> None:
+    of_air = experiments.EXPERIMENTS["air"].runs[0]
+    rows = [_row("air", of_air, count_accuracy=0.96), _row("air", of_air, count_accuracy=0.9), _row("air", of_air)]
+    for seed, row in enumerate(rows):
+        row["config"] = of_air | {"seed": seed}
+    rows[2] = {key: value for key, value in rows[2].items() if key != "results"} | {"failure": "killed"}
+    said = gallery.counted(rows)
+    assert said.endswith("runs above 95%: AIR on digits, relaxed decisions: 93.0% (90.0%), 1 of 3.")
+
+
 @pytest.mark.parametrize(("name", "further"), [("air", ["0 of 5"]), ("beta-tcvae", ["", ""]), ("vib-digits", [])])
 def test_a_line_of_failures_alone(name: str, further: list[str]) -> None:
     values = experiments.EXPERIMENTS[name].runs[0]
