@@ -1,9 +1,9 @@
 """The models of the papers, trained on this class of machine: `python -m benches.experiments [NAME ...]`.
 
 Each run is a command of its own, `python -m fastib train` and `evaluate`, on one thread, so many side by side as the
-machine has cores; fewer workers have more threads each. A finished run is a line of `results/experiments.jsonl`; those
-that are there are not made again, and one that was stopped goes on. Failures are lines, too. With `--results` all goes
-to another file, and to a folder of its name, so that runs can be repeated.
+machine has cores; but those of `quick` are alone on all cores. A finished run is a line of `results/experiments.jsonl`;
+those that are there are not made again, and one that was stopped goes on. Failures are lines, too. With `--results` all
+goes to another file, and to a folder of its name, so that runs can be repeated.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ Values = dict[str, Any]
 
 
 class Experiment(NamedTuple):
-    """Configurations, each to be run with so many seeds."""
+    """Configurations, each to be run with so many seeds; alone on all cores, where the time is what matters."""
 
     runs: list[Values]
     seeds: int
+    alone: bool = False
 
 
 class ColumnTCVAE(BetaTCVAE):
@@ -83,7 +84,7 @@ _CATCH |= {"steps": 8000, "decay": 0.1, "decay_steps": 6000, "log_every": 500}
 BETAS_OF_VIB = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 
 EXPERIMENTS = {
-    "quick": Experiment([configs.presets(model)["quick"] for model in configs.MODELS], 1),
+    "quick": Experiment([configs.presets(model)["quick"] for model in configs.MODELS], 1, alone=True),
     "beta-vae": Experiment([_SWEEP | {"model": "beta-vae", "beta": beta} for beta in (0.5, 1.0, 2.0, 4.0, 8.0)], 3),
     "annealed-vae": Experiment(
         [_SWEEP | {"model": "annealed-vae", "gamma": 100.0, "capacity": 15.0, "capacity_steps": 20_000}], 3
@@ -227,11 +228,13 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS / NAME) -> i
     results = arguments.results or results
     results.parent.mkdir(parents=True, exist_ok=True)
     made = [(row["experiment"], row["config"]) for row in done(results) if "failure" not in row]
-    threads = max((os.cpu_count() or 1) // arguments.workers, 1)
     wanted = [(name, values) for name in arguments.names or EXPERIMENTS for values in runs(name)]
+    wanted = [run for run in wanted if run not in made]
+    ended = [start(*run, work, results, os.cpu_count() or 1) for run in wanted if EXPERIMENTS[run[0]].alone]
     with ThreadPoolExecutor(arguments.workers) as workers:
-        runs_ = [workers.submit(start, *run, work, results, threads) for run in wanted if run not in made]
-        return int(not all(run.result() for run in runs_))
+        others = [run for run in wanted if not EXPERIMENTS[run[0]].alone]
+        ended += workers.map(lambda run: start(*run, work, results, 1), others)
+    return int(not all(ended))
 
 
 if __name__ == "__main__":

@@ -108,8 +108,8 @@ COLUMNS: dict[str, Values] = {
     "information-dropout": _NUISANCE,
 }
 TEXTS = {
-    "quick": "Every model by its preset `quick`: the seconds that training and evaluation take, alone on two cores "
-    "(`--workers 1`), without the start of Python.",
+    "quick": "Every model by its preset `quick`: the seconds that training and evaluation take, alone on both cores, "
+    "without the start of Python.",
     "beta-vae": "beta-VAE on sprites of 32 x 32: rate and distortion, and the parts of the rate by the exact "
     "decomposition over all 737 280 images. Nats per image.",
     "annealed-vae": "beta-VAE with a capacity that grows to 15 nats, on the same sprites.",
@@ -147,7 +147,8 @@ TEXTS = {
 
 INTRODUCTION = """# The models of the papers, on two cores
 
-Mean ± standard deviation over seeds, where there are several; a run is on one thread, beside another. Made by
+Mean ± standard deviation over seeds, where there are several; a run is on one thread, beside another, unless it says
+otherwise. Made by
 `python -m benches.experiments` and `python -m benches.gallery`; the command and the results of every run are in
 experiments.jsonl."""
 
@@ -248,8 +249,10 @@ def counted(rows: Sequence[Values]) -> str:
             config, accuracies = runs[0]["config"], [run["results"]["count_accuracy"] for run in _finished(runs)]
             which = f"{model} on {config['dataset'].partition('-')[0]}s{DECISIONS.get(config.get('presence', ''), '')}"
             (successes,) = _successes(rows, runs)
+            left = experiments.EXPERIMENTS[name].seeds - len(runs)
+            successes += f" ({left} to be made)" if left > 0 else ""
             parts.append(f"{which}: {statistics.fmean(accuracies):.1%} ({min(accuracies):.1%}), {successes}")
-    said = f"Scenes counted right, in the mean over the seeds (at least), and runs above {SUCCESS:.0%}: "
+    said = f"Scenes counted right, in the mean over the seeds (at least), and runs that reach {SUCCESS:.0%}: "
     return f"{said}{'; '.join(parts)}." if parts else ""
 
 

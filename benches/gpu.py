@@ -370,7 +370,7 @@ def perform(stages: Sequence[Stage], setting: Setting, seconds: float = SECONDS 
         if not outcome.passed:
             setting = setting._replace(
                 failed=(*setting.failed, stage.name),
-                failed_operators=(*setting.failed_operators, *outcome.failed_operators),
+                failed_operators=tuple(sorted({*setting.failed_operators, *outcome.failed_operators})),
             )
     return not setting.failed
 

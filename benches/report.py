@@ -205,8 +205,8 @@ def fuzzed(results: Path, brief: bool) -> str:
     lines = []
     for row in json.loads(path.read_text()):
         guided = f", {row['guided']} of them guided by coverage" if "guided" in row else ""
-        lines.append(f"* {row['what']}: {row['tried']} tried{guided}. Found: {row['found']}.")
-    return "\n".join(["Random inputs until now, beside the 500 of each kind in CI:", "", *lines])
+        lines.append(f"* {row['what']}: {row['tried']} tried until {row['until']}{guided}. Found: {row['found']}.")
+    return "\n".join(["Random inputs, beside the 500 of each kind in every run of the tests:", "", *lines])
 
 
 def scenes(results: Path, brief: bool) -> str:

@@ -29,11 +29,6 @@ import in_place
 import fastib
 from fastib import _backends
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores
-    share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
-    torch.set_num_threads(share)
-    os.environ["OMP_NUM_THREADS"] = str(share)
-
 EMULATED: ModuleType | None = None
 if "FASTIB_EMULATED" in os.environ:  # the CUDA kernels (tests/emulation), which register for the CPU
     assert os.environ.get("FASTIB_BACKEND") == "reference"
@@ -102,6 +97,14 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The workers of pytest-xdist share the cores."""
+    if hasattr(config, "workerinput"):
+        share = max((os.cpu_count() or 1) // config.workerinput["workercount"], 1)
+        torch.set_num_threads(share)
+        os.environ["OMP_NUM_THREADS"] = str(share)  # of what a test starts
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -78,7 +78,7 @@ def _made(path: Path, arguments: Sequence[str]) -> Path:
     """What the compiler writes, whole or not at all, if it is not there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
+        part = path.with_name(f"{path.stem}.{threading.get_ident()}{path.suffix}")
         _run([*COMPILER, *arguments, "-o", str(part)])
         part.rename(path)
     return path

@@ -134,7 +134,7 @@ def fate(edit: Edit) -> str | None:
 def _seen_by(module: Path, operators: list[str], selection: str, env: dict[str, str]) -> str:
     emulated = {"FASTIB_BACKEND": "reference", "FASTIB_EMULATED": str(module), "CI": "", "PYTHONPATH": str(TESTS)}
     options = "-q", "-x", "-p", "no:warnings", "-p", "no:cacheprovider", "--tb=no", "-k", selection
-    command = [sys.executable, "-m", "pytest", *options, *(str(OPERATORS[name]) for name in operators)]
+    command = [sys.executable, "-m", "pytest", "-m", "", *options, *(str(OPERATORS[name]) for name in operators)]
     try:
         result = subprocess.run(
             command,

@@ -285,7 +285,7 @@ def test_operators_whose_tests_fail_are_said(monkeypatch: pytest.MonkeyPatch) ->
         seen.append(setting)
         return gpu.Outcome(True, "")
 
-    gpu.perform([gpu.Stage(gpu.tests, 1, ""), gpu.Stage(last, 1, "")], SETTING)
+    gpu.perform([*[gpu.Stage(gpu.tests, 1, "")] * 2, gpu.Stage(last, 1, "")], SETTING)
     assert seen[0].failed_operators == ("gaussian_kl",)
 
 

@@ -39,7 +39,7 @@ def _run(module: Path, *command: str, **env: str) -> subprocess.CompletedProcess
 def _pass(module: Path, selection: str, names: Sequence[str], **env: str) -> None:
     files = [str(OPERATORS[name]) for name in names]
     # What a sanitizer says goes past Python.
-    options = "-q", "-x", "-p", "no:warnings", "--capture=sys"
+    options = "-q", "-x", "-m", "", "-p", "no:warnings", "--capture=sys"
     result = _run(module, "-m", "pytest", *options, *files, "-k", selection, **env)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 

@@ -53,7 +53,7 @@ def _run(module: Path, sanitizer: str, *command: str) -> subprocess.CompletedPro
 
 
 def _pass(sanitizer: str, files: Sequence[Path], selected: str) -> None:
-    options = "-q", "-x", "-p", "no:warnings", "--capture=sys"
+    options = "-q", "-x", "-m", "", "-p", "no:warnings", "--capture=sys"
     result = _run(modules.cpu(sanitizer), sanitizer, "-m", "pytest", *options, *map(str, files), "-k", selected)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 

@@ -35,6 +35,7 @@ _TYPES = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
     torch.int64: "*i64",
 }
 
@@ -56,7 +57,7 @@ class Variant(NamedTuple):
     def group(self) -> str:
         """Whose variants share a budget: those of one kernel, on float64 or on anything narrower."""
         types = {kind for _, kind in self.signature}
-        return self.name if types & {"*fp32", "*bf16"} else f"{self.name} float64"
+        return self.name if types & {"*fp32", "*bf16", "*fp16"} else f"{self.name} float64"
 
 
 def _variant(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Variant:
@@ -95,7 +96,7 @@ def variants(dims: int = 40) -> list[Variant]:
 
     JITFunction.run, Autotuner.run = launch, launch_each
     _tuning._chosen.clear()  # all tiles to choose from
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):  # float16 is bfloat16 but for a conversion
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         for name, arguments in triton_calls.calls(dtype, dims):
             _triton.KERNELS[name](*arguments)
     return list(found)
@@ -145,7 +146,12 @@ def _resources_of(i: int) -> dict[str, int]:
 
 def table() -> dict[str, dict[str, int]]:
     """The most that any variant takes, by kernel and architecture."""
-    _tasks[:] = itertools.product(variants(), ARCHITECTURES)
+    # float16 is bfloat16 but for a conversion: one architecture has it.
+    _tasks[:] = [
+        (variant, architecture)
+        for variant, architecture in itertools.product(variants(), ARCHITECTURES)
+        if architecture == ARCHITECTURES[1] or "*fp16" not in {kind for _, kind in variant.signature}
+    ]
     most: dict[str, dict[str, int]] = {}
     with multiprocessing.get_context("fork").Pool() as pool:  # a kernel can't be pickled: forks have them all
         for (variant, architecture), used in zip(_tasks, pool.imap(_resources_of, range(len(_tasks))), strict=True):
