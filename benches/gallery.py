@@ -148,9 +148,8 @@ TEXTS = {
 INTRODUCTION = """# The models of the papers, on two cores
 
 Mean ± standard deviation over seeds, where there are several; a run is on one thread, beside another, unless it says
-otherwise. Made by
-`python -m benches.experiments` and `python -m benches.gallery`; the command and the results of every run are in
-experiments.jsonl."""
+otherwise. Made by `python -m benches.experiments` and `python -m benches.gallery`; the command and the results of every
+run are in experiments.jsonl."""
 
 
 def groups(rows: Sequence[Values], name: str) -> dict[tuple[str, ...], list[Values]]:

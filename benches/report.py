@@ -204,8 +204,8 @@ def fuzzed(results: Path, brief: bool) -> str:
         return ""
     lines = []
     for row in json.loads(path.read_text()):
-        guided = f", {row['guided']} of them guided by coverage" if "guided" in row else ""
-        lines.append(f"* {row['what']}: {row['tried']} tried until {row['until']}{guided}. Found: {row['found']}.")
+        guided = f", {row['guided']:,} of them guided by coverage" if "guided" in row else ""
+        lines.append(f"* {row['what']}: {row['tried']:,} tried until {row['until']}{guided}. Found: {row['found']}.")
     return "\n".join(["Random inputs, beside the 500 of each kind in every run of the tests:", "", *lines])
 
 

@@ -185,14 +185,14 @@ def _start(model: str, folder: Path, **values: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([*heard, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-_OTHERS_THAT_END_IT = [pytest.param(number, marks=pytest.mark.thorough) for number in (signal.SIGINT, signal.SIGHUP)]
-
-
 def _wait_for(condition: Any) -> None:
     end = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+_OTHERS_THAT_END_IT = [pytest.param(number, marks=pytest.mark.thorough) for number in (signal.SIGINT, signal.SIGHUP)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, *_OTHERS_THAT_END_IT])
