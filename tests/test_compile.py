@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch._functorch.config
-from public import EACH, EVERYTHING, FUNCTIONS, LOSSES, OF_EACH_OPERATOR, STOCHASTIC, tensors
+from public import EACH, EVERYTHING, FUNCTIONS, LOSSES, STOCHASTIC, tensors
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, jvp, vmap
@@ -437,7 +437,7 @@ def test_vmap_over_one_of_the_inputs_in_a_graph(name: str) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", OF_EACH_OPERATOR)
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_one_graph_of_a_gradient_serves_all_batches(name: str) -> None:
     """Those of each example, and forward ones, serve some: PyTorch compiles them anew for each size."""
 
