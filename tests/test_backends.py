@@ -56,6 +56,7 @@ def test_backend_that_does_not_exist(backend: str) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_a_device_of_the_tests_that_is_not_there() -> None:
     """The operators' tests then say so, instead of running elsewhere."""
     for device, said in (("tpu", "'tpu': choose cpu or cuda"), ("cuda", "cuda: PyTorch .* finds no GPU")):
@@ -114,7 +115,9 @@ BROKEN_FILES = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN_FILES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "raises" else pytest.mark.thorough) for kind in BROKEN_FILES]
+)
 def test_a_file_that_is_no_module(tmp_path: Path, kind: str) -> None:
     """The reference serves, and says why."""
     package = tmp_path / "fastib"

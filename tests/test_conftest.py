@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from devices import TESTS
 
 SKIPPING = {
@@ -16,6 +17,7 @@ SKIPPING = {
 }
 
 
+@pytest.mark.thorough
 def test_a_skip_is_a_failure_in_ci(tmp_path: Path) -> None:
     for name, text in SKIPPING.items():
         (tmp_path / f"{name}.py").write_text(text)

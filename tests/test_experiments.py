@@ -62,6 +62,7 @@ def test_the_column_model_is_its_formula() -> None:
     torch.testing.assert_close(right(images, noise).reconstruction, terms.reconstruction)
 
 
+@pytest.mark.thorough
 def test_lines_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [TINY, TINY | {"dataset": "mnist", "data": "nowhere"}]
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"tiny": Experiment(runs, 1, alone=True)})

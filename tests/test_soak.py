@@ -7,6 +7,7 @@ import pytest
 from benches import soak
 
 
+@pytest.mark.thorough
 def test_a_soak_sees_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "SHAPES", ((16, 3),))  # not so in the processes that are started
     found = soak.soak(0)

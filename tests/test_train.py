@@ -192,10 +192,10 @@ def _wait_for(condition: Any) -> None:
         time.sleep(0.02)
 
 
-_OTHERS_THAT_END_IT = [pytest.param(number, marks=pytest.mark.thorough) for number in (signal.SIGINT, signal.SIGHUP)]
+_HEARD = [pytest.param(number, marks=pytest.mark.thorough) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, *_OTHERS_THAT_END_IT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *_HEARD])
 def test_a_killed_run_ends_with_the_same_weights(
     number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -555,7 +555,8 @@ def _torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_several_ranks_train_what_one_does(ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--{key}={value}" for key, value in (TINY | {"steps": 3}).items()]
     assert cli.main(["train", "beta-tcvae", *flags, f"--output={tmp_path / 'one'}"]) == 0
