@@ -277,7 +277,9 @@ def page(rows: Sequence[Values]) -> str:
 def _origins(rows: Sequence[Values]) -> str:
     """Where and when: of each, how many runs."""
     found = Counter(tuple(row["origin"][key] for key in ("cpu", "torch", "date")) for row in rows)
-    return "; ".join(f"{count} runs: {cpu}, PyTorch {torch}, {date}" for (cpu, torch, date), count in found.items())
+    return "; ".join(
+        f"{count} run{'s' * (count > 1)}: {cpu}, PyTorch {torch}, {date}" for (cpu, torch, date), count in found.items()
+    )
 
 
 def _sweep(rows: Sequence[Values], path: Path) -> None:

@@ -201,7 +201,7 @@ def test_the_page_and_its_pictures(tmp_path: Path) -> None:
 
 def test_origins_are_all_told() -> None:
     rows = [{"origin": {"cpu": cpu, "torch": "2", "date": "today"}} for cpu in ("one", "other", "one")]
-    assert gallery._origins(rows) == "2 runs: one, PyTorch 2, today; 1 runs: other, PyTorch 2, today"
+    assert gallery._origins(rows) == "2 runs: one, PyTorch 2, today; 1 run: other, PyTorch 2, today"
 
 
 def test_a_result_that_only_some_runs_have() -> None:
