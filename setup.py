@@ -20,6 +20,8 @@ from setuptools import find_packages, setup
 OLDEST_TORCH = 2, 11
 STABLE_ABI = "0x020b000000000000"  # that of OLDEST_TORCH, against which the kernels are compiled
 OLDEST_NVCC = 12, 1  # of which a kernel's parameters may exceed 4 KiB
+OLDEST_GPU = 70  # of which they may, too
+WITHOUT_A_GPU = 80  # the oldest that copies to shared memory in the background
 MACROS = [("TORCH_TARGET_VERSION", STABLE_ABI), ("TORCH_STABLE_ONLY", None)]
 COMPILERS = "GCC 12 or Clang 14, or newer"
 # What the kernels want of a compiler.
@@ -131,15 +133,16 @@ def find_nvcc() -> tuple[str, str, str] | None:
 
 
 def architectures(nvcc: str) -> str:
-    """Those of PyTorch's own binaries that this nvcc knows, from sm_70 on: an older one takes no more than 4 KiB of a
-    kernel's parameters. Nothing where there are none.
+    """Those of this machine's GPUs. Where there is none, one, whose PTX the driver compiles for newer ones: those of
+    PyTorch's own binaries take a quarter of an hour on two cores. Nothing where nvcc knows none that will do.
     """
     import torch
 
-    ours = (torch._C._cuda_getArchFlags() or "").split()
-    known = set(re.findall(r"compute_(\d+)", output_of(nvcc, "--list-gpu-arch")))
-    numbers = [n for name in ours if (n := name.removeprefix("sm_")) in known and int(n) >= 70]
-    return ";".join(f"{number[:-1]}.{number[-1]}" for number in numbers) + "+PTX" if numbers else ""
+    known = [int(n) for n in re.findall(r"compute_(\d+)", output_of(nvcc, "--list-gpu-arch")) if int(n) >= OLDEST_GPU]
+    devices = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    wanted = [10 * major + minor for major, minor in devices] or [WITHOUT_A_GPU]
+    found = {max((n for n in known if n <= one), default=0) for one in wanted}
+    return "" if 0 in found else ";".join(f"{n // 10}.{n % 10}" for n in sorted(found)) + "+PTX"
 
 
 def cuda_extension() -> tuple[Any, str]:
@@ -163,7 +166,7 @@ def cuda_extension() -> tuple[Any, str]:
     elif tuple(map(int, found[2].split("."))) < OLDEST_NVCC:
         reason = f"{found[0]} is of CUDA {found[2]}, and the kernels want {_said(OLDEST_NVCC)}: set CUDA_HOME to it"
     elif not (targets := os.environ.get("TORCH_CUDA_ARCH_LIST") or architectures(found[0])):
-        reason = f"{found[0]} knows no architecture of this PyTorch from sm_70 on: set TORCH_CUDA_ARCH_LIST"
+        reason = f"{found[0]} has nothing for a GPU of this machine, or for sm_{OLDEST_GPU}: set TORCH_CUDA_ARCH_LIST"
     else:
         os.environ["TORCH_CUDA_ARCH_LIST"] = targets
         return build_with(found[1]), f"nvcc {found[2]} for {targets}"
@@ -193,6 +196,8 @@ def build_command() -> Any:
     class Build(BuildExtension):  # type: ignore[misc]
         def run(self) -> None:
             check_compiler()
+            if self.editable_mode:  # else in a folder that pip removes: what was compiled is compiled again
+                self.build_temp = "build/editable"
             super().run()
 
     return Build

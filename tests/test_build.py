@@ -104,13 +104,12 @@ esac
 
 
 def _toolkit(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str) -> Path:
-    """The CUDA of that version in that folder, and a PyTorch of some architectures."""
+    """The CUDA of that version in that folder."""
     (folder / "bin").mkdir(parents=True)
     nvcc = folder / "bin" / "nvcc"
     nvcc.write_text(NVCC.format(version=version, folder=folder))
     nvcc.chmod(0o755)
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(folder))
-    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_50 sm_80 sm_90 sm_120", raising=False)
     monkeypatch.setenv("FASTIB_CUDA", "1")
     return nvcc
 
@@ -119,7 +118,29 @@ def test_nvcc_in_a_folder_with_a_space(build: ModuleType, monkeypatch: pytest.Mo
     folder = tmp_path / "of CUDA"
     nvcc = _toolkit(monkeypatch, folder, "13.0")
     assert build.find_nvcc() == (str(nvcc), str(folder), "13.0")
-    assert build.architectures(str(nvcc)) == "8.0;9.0+PTX"  # PyTorch's, of those that nvcc and the kernels know
+
+
+# GPUs, and what that nvcc, of compute_50, compute_80 and compute_90, makes for them.
+GPUS = [
+    ([], "8.0+PTX"),
+    ([(9, 0), (8, 6), (9, 0)], "8.0;9.0+PTX"),
+    ([(12, 0)], "9.0+PTX"),
+    ([(8, 0), (7, 5)], ""),  # the kernels want more than compute_50
+]
+
+
+@pytest.mark.parametrize(("gpus", "expected"), GPUS)
+def test_what_is_compiled_for_the_gpus(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: list[tuple[int, int]], expected: str
+) -> None:
+    nvcc = _toolkit(monkeypatch, tmp_path, "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: gpus[i])
+    assert build.architectures(str(nvcc)) == expected
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    if not expected:
+        assert f"{nvcc} has nothing for a GPU of this machine" in _said(build.cuda_extension)
 
 
 @pytest.mark.parametrize(
