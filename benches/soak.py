@@ -150,13 +150,7 @@ def said(found: dict[str, Any]) -> str:
     kinds = f"in all {found['rounds']} rounds of {found['minutes']:.0f} minutes"
     differing = sum(found["differing"].values())
     bits = f"{kinds} the bits were the same" if differing == 0 else f"{kinds} the bits differed {differing} times"
-    memory = found["resident_mib"]
-    if isinstance(memory, dict):  # of a run that did not write what each round took
-        return (
-            f"{bits}; of memory the process had {memory['settled']:.0f} MiB after a fifth of the rounds, "
-            f"{memory['last']:.0f} after the last, and {memory['most']:.0f} at most"
-        )
-    first, last = halves(memory)
+    first, last = halves(found["resident_mib"])
     return f"{bits}; the process had {first:.0f} MiB at most in the first half of the rounds, {last:.0f} in the last"
 
 
