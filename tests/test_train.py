@@ -200,11 +200,12 @@ def test_a_killed_run_ends_with_the_same_weights(
     number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = {"steps": 100_000, "save_seconds": 0.2, "log_every": 5, "network": "mlp", "hidden": 16}
+    path = tmp_path / "killed" / checkpoints.NAME
     with _start("beta-vae", tmp_path / "killed", **values) as process:
-        _wait_for((tmp_path / "killed" / checkpoints.NAME).exists)
+        _wait_for(lambda: path.exists() and checkpoints.load(path).step >= values["log_every"])
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
-    step = checkpoints.load(tmp_path / "killed" / checkpoints.NAME).step
+    step = checkpoints.load(path).step
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
