@@ -17,10 +17,12 @@ from modules import ROOT, SANITIZERS, sanitized
 
 from fastib import _fallback
 
-# Each kernel, of ragged and strided inputs; on float16 it is the same as on bfloat16 but for a conversion.
+# Each kernel, of ragged and strided inputs. What differs by a conversion alone is run once (bfloat16 for float16), and
+# what differs by a divisor (sums for means).
 EACH_KERNEL = (
-    f"{WHERE_EMULATED} and not gradcheck and not one_tiny and not torch.float16 and (vae or -chunk or transposed or "
-    "known or one_dimension or many_dimensions or far or log_weights or 33 or free_bits or broadcast_prior)"
+    f"{WHERE_EMULATED} and not gradcheck and not one_tiny and not torch.float16 and not -mean- and not batchmean and "
+    "(vae or -chunk or transposed or known or one_dimension or many_dimensions or far or log_weights or 33 or "
+    "free_bits or broadcast_prior)"
 )
 
 

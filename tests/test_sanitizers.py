@@ -27,7 +27,10 @@ EVERYWHERE = " and ".join(
 )
 # Doubles where a vector, a block or a row of pairs ends. Of reductions that differ by a divisor, one where no prior is
 # summed.
-EVERY_ACCESS = "(not torch.float64 or vector or -block or -chunk or fewer_rows) and (not batchmean or broadcast_prior)"
+EVERY_ACCESS = (
+    "(not torch.float64 or vector or -block or -chunk or fewer_rows) and "
+    "((not -mean- and not batchmean) or broadcast_prior)"
+)
 # The work of more than one thread: chunks, tasks of pairs, sums over the batch, and words.
 SHARED = (
     "chunk or long_row or wide_batch or several_tasks or (150 and mss and mean) or words_equal or "
