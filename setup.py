@@ -133,8 +133,9 @@ def find_nvcc() -> tuple[str, str, str] | None:
 
 
 def architectures(nvcc: str) -> str:
-    """Those of this machine's GPUs. Where there is none, one, whose PTX the driver compiles for newer ones: those of
-    PyTorch's own binaries take a quarter of an hour on two cores. Nothing where nvcc knows none that will do.
+    """Those of this machine's GPUs. Where there is none, one, whose PTX the driver compiles for newer ones: each of
+    those of PyTorch's own binaries would take two thirds of the compiler's time again. Nothing where nvcc knows none
+    that will do.
     """
     import torch
 
