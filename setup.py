@@ -197,8 +197,8 @@ def build_command() -> Any:
     class Build(BuildExtension):  # type: ignore[misc]
         def run(self) -> None:
             check_compiler()
-            if self.editable_mode:  # else in a folder that pip removes: what was compiled is compiled again
-                self.build_temp = "build/editable"
+            if self.editable_mode:  # else in a folder that pip removes: what was compiled would be compiled again
+                self.build_temp = f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"  # as without pip
             super().run()
 
     return Build
