@@ -258,8 +258,9 @@ def _values_and_gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return *out, *torch.autograd.grad(sum(t.sum() for t in out), tuple(model.parameters()))
 
 
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.thorough)])
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.thorough
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_an_exported_model_trains(name: str, strict: bool) -> None:
     """Saved and loaded, of any batch, with the bits of the model's own values and gradients; and when compiled, and in
     the graph for inference, where PyTorch takes its own likelihoods apart."""
@@ -380,7 +381,8 @@ def test_a_schedule_may_step_before_the_backward_pass(of: Callable[[Linear], Any
 # torch.func inside the graph, where an autograd.Function would not be asked for its gradient.
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_second_derivatives_in_a_graph(name: str) -> None:
     def loss(mu: Tensor, logvar: Tensor) -> Tensor:
         out = tensors(EVERYTHING[name](mu, logvar))
