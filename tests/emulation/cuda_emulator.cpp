@@ -90,7 +90,6 @@ std::vector<Fiber> fiber_sets[2];
 Fiber* fibers;
 int set_number;
 std::vector<Meeting> meetings[kMostThreads / kWarp];
-std::vector<int> ready;
 Body body;
 void* argument;
 const char* kernel;
@@ -99,7 +98,7 @@ void *scheduler_stack_pointer, *scheduler_tsan, *scheduler_asan;
 const void* main_stack;
 size_t main_stack_size;
 int threads, alive, waiting, votes, last_votes;
-unsigned barrier_generation;
+unsigned first_ready, end_ready, barrier_generation;
 char barrier_tokens[2][2], warp_tokens[2][kMostThreads / kWarp][2], start_token, end_token, fence_token;
 std::string error;
 std::unordered_map<const void*, void*> shared_variables;
@@ -168,9 +167,15 @@ void enter() {
   std::abort();
 }
 
+// A ring, as long as there can be threads.
+int& ready(unsigned i) {
+  static int ring[kMostThreads];
+  return ring[i % kMostThreads];
+}
+
 void make_ready(int i) {
   fibers[i].state = State::ready;
-  ready.push_back(i);
+  ready(end_ready++) = i;
 }
 
 void make_all_ready() {
@@ -179,17 +184,10 @@ void make_all_ready() {
 
 // The next to run, by `order`.
 int take_ready() {
-  size_t at = 0;
-  if (order == 1) at = ready.size() - 1;
-  if (order > 1) at = next_random() % ready.size();
-  const int i = ready[at];
-  if (order > 1) {
-    ready[at] = ready.back();
-    ready.pop_back();
-  } else {
-    ready.erase(ready.begin() + int64_t(at));
-  }
-  return i;
+  if (order == 0) return ready(first_ready++);
+  if (order > 1)
+    std::swap(ready(first_ready + unsigned(next_random() % (end_ready - first_ready))), ready(end_ready - 1));
+  return ready(--end_ready);
 }
 
 void prepare_fiber(int i, uint3 block, dim3 block_size, dim3 grid_size) {
@@ -202,7 +200,8 @@ void prepare_fiber(int i, uint3 block, dim3 block_size, dim3 grid_size) {
   f.thread.grid_size = grid_size;
   f.thread.lane = i % kWarp;
   f.thread.copies_begun = 0;
-  if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(f.stack, kStack);
+  // A thread that came to its end left nothing poisoned; one of a kernel that failed did.
+  if (__asan_unpoison_memory_region && f.state != State::done) __asan_unpoison_memory_region(f.stack, kStack);
   void** top = reinterpret_cast<void**>(f.stack + kStack) - 1;
   *top = nullptr;  // a return address that is never taken; it leaves the stack as a function finds it
   *--top = reinterpret_cast<void*>(&enter);
@@ -228,14 +227,14 @@ void report_deadlock(uint3 block) {
 }
 
 void run_block(uint3 block, dim3 block_size, dim3 grid_size) {
-  ready.clear();
+  first_ready = end_ready = 0;
   waiting = votes = 0;
   alive = threads;
   for (auto& m : meetings) m.clear();
   for (int i = 0; i < threads; ++i) prepare_fiber(i, block, block_size, grid_size);
   make_all_ready();
   while (error.empty() && alive > 0) {
-    if (ready.empty()) report_deadlock(block);
+    if (first_ready == end_ready) report_deadlock(block);
     else to_fiber(take_ready());
   }
   const Hidden hidden;
