@@ -58,7 +58,7 @@ KERNELS = _kernels()
 if KERNELS == ["triton"]:
     import interpreter
 
-    interpreter.patch_the_language_once()
+    interpreter.make_quicker()
 
 
 @pytest.fixture(params=KERNELS)

@@ -20,7 +20,7 @@ def _patch_core(function: Any) -> None:
     interpreter._patch_lang(function)
 
 
-def patch_the_language_once() -> None:
+def _patch_the_language_once() -> None:
     """The interpreter puts its own functions into triton.language again at each call of a device function: half of
     the time. A launch does it for triton.language; what Triton's own functions see of it stays patched."""
 
@@ -30,6 +30,42 @@ def patch_the_language_once() -> None:
         return self.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+
+
+def _make_types_once() -> None:
+    """The interpreter makes each type anew at each operation, and NumPy's table of them: half of the time again."""
+    init_block, init_tensor, np_dtype = tl.block_type.__init__, tl.tensor.__init__, interpreter._get_np_dtype
+    blocks: dict[Any, dict[str, Any]] = {}
+    tensors: dict[str, tuple[Any, Any]] = {}
+    np_dtypes: dict[str, Any] = {}
+
+    def of_block(self: Any, element_ty: Any, shape: Any) -> None:
+        key = element_ty.name, *(getattr(size, "value", size) for size in shape)
+        if key not in blocks:
+            init_block(self, element_ty, shape)
+            blocks[key] = vars(self)
+        self.__dict__ = blocks[key]
+
+    def of_tensor(self: Any, handle: Any, type: Any) -> None:
+        if type.name not in tensors:
+            init_tensor(self, handle, type)
+            tensors[type.name] = self.numel, self.shape
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.numel, self.shape = tensors[type.name]
+
+    def of_array(tt_dtype: Any) -> Any:
+        name = tt_dtype.scalar.name
+        if name not in np_dtypes:
+            np_dtypes[name] = np_dtype(tt_dtype)
+        return np_dtypes[name]
+
+    tl.block_type.__init__, tl.tensor.__init__, interpreter._get_np_dtype = of_block, of_tensor, of_array
+
+
+def make_quicker() -> None:
+    """The same results in a quarter of the time."""
+    _patch_the_language_once()
+    _make_types_once()
 
 
 def use_small_blocks() -> None:

@@ -51,7 +51,7 @@ def test_operators_interpreted() -> None:
 _RESULTS = """
 import sys, torch, interpreter, triton_calls
 from fastib import _triton
-interpreter.patch_the_language_once()
+interpreter.make_quicker()
 interpreter.use_small_blocks()
 torch.manual_seed(0)
 calls = list(triton_calls.calls(torch.bfloat16, dims=3))
