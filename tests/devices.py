@@ -33,6 +33,9 @@ WHERE_EMULATED = " and ".join(
 # all kernels.
 WHERE_INTERPRETED = f"{WHERE_EMULATED} and not caches and not gradcheck and not wrong"
 
+# Of processes that share the cores: threads of several would mostly wait for each other, and take the cores for it.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
 
 def at_once(run: Callable[..., None], cases: Sequence[tuple[Any, ...]]) -> None:
     """On all cores, where each run is a process of one thread."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, WHERE_EMULATED, at_once
+from devices import ELEMENTWISE, ON_PAIRS, ONE_THREAD, OPERATORS, TESTS, WHERE_EMULATED, at_once
 from emulation import lines
 from emulation.build import build
 from modules import ROOT, SANITIZERS, sanitized
@@ -31,7 +31,7 @@ def _run(module: Path, *command: str, **env: str) -> subprocess.CompletedProcess
     emulated = {"FASTIB_BACKEND": "reference", "FASTIB_EMULATED": str(module), "CI": "", "PYTHONPATH": str(TESTS)}
     return subprocess.run(
         [sys.executable, *command],
-        env={**os.environ, **emulated, **env},
+        env={**os.environ, **ONE_THREAD, **emulated, **env},
         cwd=ROOT,
         capture_output=True,
         text=True,

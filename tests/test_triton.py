@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, WHERE_INTERPRETED, at_once
+from devices import ELEMENTWISE, ON_PAIRS, ONE_THREAD, OPERATORS, TESTS, WHERE_INTERPRETED, at_once
 
 triton = pytest.importorskip("triton")
 
@@ -32,7 +32,8 @@ _PAIRS = (
 
 def _interpreted(*command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])  # which may have this Triton
-    env = {**os.environ, "FASTIB_BACKEND": "triton", "TRITON_INTERPRET": "1", "CI": "", "PYTHONPATH": path}
+    interpreted = {"FASTIB_BACKEND": "triton", "TRITON_INTERPRET": "1", "CI": "", "PYTHONPATH": path}
+    env = {**os.environ, **ONE_THREAD, **interpreted}
     return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
 
 
