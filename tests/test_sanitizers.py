@@ -12,7 +12,7 @@ from pathlib import Path
 
 import modules
 import pytest
-from devices import OPERATORS, TESTS, at_once
+from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, at_once
 from modules import ROOT, SANITIZERS, sanitized
 
 pytestmark = pytest.mark.thorough
@@ -63,7 +63,10 @@ def _pass(sanitizer: str, files: Sequence[Path], selected: str) -> None:
 
 def test_operators() -> None:
     """The operators' own tests, on the table of cases and every instruction set."""
-    of_operators = [(name, [*OPERATORS.values()], SELECTED[name]) for name in SANITIZERS]
+    for name in SANITIZERS:
+        modules.cpu(name)  # on all cores, and once for what runs at once
+    parts = [[OPERATORS[operator] for operator in operators] for operators in (ELEMENTWISE, ON_PAIRS)]
+    of_operators = [(name, part, SELECTED[name]) for name in SANITIZERS for part in parts]
     of_large_batches = [(name, [TESTS / "test_near_linear.py"], OF_LARGE_BATCHES) for name in SANITIZERS]
     at_once(_pass, [*of_operators, *of_large_batches])
 
