@@ -18,10 +18,9 @@ from modules import ROOT, SANITIZERS, sanitized
 from fastib import _fallback
 
 # Each kernel, of ragged and strided inputs. What differs by a conversion alone is run once (bfloat16 for float16), and
-# what differs by a divisor (sums for means); what takes many blocks, of one dtype.
+# what differs by a divisor (sums for means).
 EACH_KERNEL = (
     f"{WHERE_EMULATED} and not gradcheck and not one_tiny and not torch.float16 and not -mean- and not batchmean and "
-    "not ((several_tasks or many_components or fewer_rows or shape4-) and not float32) and "
     "(vae or -chunk or transposed or known or one_dimension or many_dimensions or far or log_weights or 33 or "
     "free_bits or broadcast_prior)"
 )
