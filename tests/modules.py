@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sysconfig
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -53,22 +55,52 @@ def cpu(name: str, csrc: Path = ROOT / "csrc", operators: Sequence[str] | None =
     if operators is not None:
         files = [source for source in files if source.stem in (*operators, "isa", "reduction")]
     sources = {source: flags for source in [csrc / "module.cpp", *files]}
-    return module("_C", sources, SANITIZERS[name][1], [*csrc.glob("*/*.h"), ROOT / "tests" / "cpp_threads.h"])
+    return module("_C", sources, SANITIZERS[name][1])
 
 
-def module(name: str, sources: Mapping[Path, Sequence[str]], link: Sequence[str], read: Iterable[Path]) -> Path:
-    """The module of some sources, each with its flags. Made anew is what comes of a source that has changed, or a flag
-    of it; and all, where another file that they read has."""
+def module(name: str, sources: Mapping[Path, Sequence[str]], link: Sequence[str]) -> Path:
+    """The module of some sources, each with its flags. Made anew is what comes of a file or a flag that has changed."""
+    times = Counter(tuple(flags) for flags in sources.values())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        common = [path.read_bytes() for path in sorted(read)]
-        objects = list(pool.map(lambda source: _object(source, sources[source], common), sources))
+        headers = {flags: pool.submit(_precompiled_headers, flags) for flags in times if times[flags] > 1}
+        made = [
+            pool.submit(_object, source, flags, headers.get(tuple(flags)))
+            for source, flags in sorted(sources.items(), key=lambda item: tuple(item[1]) in headers)
+        ]
+        objects = sorted(future.result() for future in made)
     folder = BUILT / _digest(name, link, objects)
     return _made(folder / f"{name}.so", ["-shared", *link, *map(str, objects), *LIBRARIES])
 
 
-def _object(source: Path, flags: Sequence[str], read: Sequence[bytes]) -> Path:
-    digest = _digest(COMPILER, torch.__version__, flags, source.read_bytes(), *read)
-    return _made(BUILT / digest / f"{source.stem}.o", [*flags, *INCLUDES, *MACROS, "-fPIC", "-c", str(source)])
+def _precompiled_headers(flags: Sequence[str]) -> Path:
+    """What all kernels include of PyTorch, as a header: a compiler takes three seconds to read it for each source."""
+    names = re.findall(r"^#include <(.+)>", (ROOT / "csrc/common/stable.h").read_text(), re.MULTILINE)
+    command = [*flags, *INCLUDES, *MACROS, "-fPIC", *(f"-include{name}" for name in names)]
+    header = BUILT / _digest(COMPILER, torch.__version__, command) / "headers.h"
+    _made(header.with_name("headers.h.gch"), [*command, "-x", "c++-header", "-c", os.devnull])
+    return header
+
+
+def _object(source: Path, flags: Sequence[str], headers: Future[Path] | None) -> Path:
+    digest = _digest(COMPILER, torch.__version__, flags, _text(source, flags))
+    first = ["-include", str(headers.result())] if headers else []
+    command = [*first, *flags, *INCLUDES, *MACROS, "-fPIC", "-c", str(source)]
+    return _made(BUILT / digest / f"{source.stem}.o", command)
+
+
+def _text(source: Path, flags: Sequence[str]) -> list[bytes]:
+    """A source's, and that of the project's files that are included, by it or by others."""
+    folders = [Path(flag[2:]) for flag in flags if flag.startswith("-I")]
+    left = [source, *(Path(flag) for flag in flags if flag.endswith(".h"))]
+    read: dict[Path, bytes] = {}
+    while left:
+        path = left.pop().resolve()
+        if path in read or not path.exists():
+            continue
+        read[path] = path.read_bytes()
+        named = re.findall(r'"([\w./]+\.c?u?h)"', read[path].decode())
+        left += [folder / name for name in named for folder in (path.parent, *folders)]
+    return list(read.values())
 
 
 def _digest(*parts: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from devices import ELEMENTWISE, ON_PAIRS, ONE_THREAD, OPERATORS, TESTS, WHERE_EMULATED, at_once
 from emulation import lines
-from emulation.build import build
+from emulation.build import COUNTED, build
 from modules import ROOT, SANITIZERS, sanitized
 
 from fastib import _fallback
@@ -125,7 +125,7 @@ def _plant(
     text = header.read_text()
     assert text.count(before) == 1, name
     header.write_text(text.replace(before, after))
-    flags, env = (SANITIZERS[sanitizer][1][1:], sanitized(sanitizer)) if sanitizer else ((), {})
+    flags, env = (SANITIZERS[sanitizer][1], sanitized(sanitizer)) if sanitizer else (COUNTED, {})
     faulty = _run(build(flags, csrc, [operator]), "-c", use, **env)
     assert faulty.returncode != 0 and said in faulty.stderr, f"{name}: {faulty.stderr[-3000:]}"
 

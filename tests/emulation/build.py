@@ -20,4 +20,4 @@ def build(flags: Sequence[str] = COUNTED, csrc: Path = ROOT / "csrc", operators:
         kernels = [source for source in kernels if source.stem in (*operators, "launch", "module")]
     sources: dict[Path, list[str]] = {source: [*FLAGS, *flags, "-x", "c++"] for source in kernels}
     sources[HERE / "cuda_emulator.cpp"] = [*FLAGS, "-O2"]  # it plays the hardware
-    return module("_C_cuda", sources, flags, [*csrc.glob("*/*.*h"), *HERE.glob("cuda_emulator.*")])
+    return module("_C_cuda", sources, flags)
