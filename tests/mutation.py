@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from devices import ELEMENTWISE, ON_PAIRS, OPERATORS, TESTS, WHERE_EMULATED
+from devices import ELEMENTWISE, ON_PAIRS, ONE_THREAD, OPERATORS, TESTS, WHERE_EMULATED
 from emulation.build import COUNTED, build
 from modules import ROOT, SANITIZERS, sanitized
 from test_cuda import EACH_KERNEL
@@ -34,6 +34,7 @@ TOUCHED = {
     "mixture.cuh": ON_PAIRS,
     "mixture_forward.cuh": ON_PAIRS,
     "mixture_backward.cuh": ON_PAIRS,
+    "pairs.cu": ON_PAIRS,
 }
 EDITS = [
     (r"(?<![-+<>=&|*/(,!] )(?<=[\w)\]] )\+(?= )", ["-"]),
@@ -138,7 +139,7 @@ def _seen_by(module: Path, operators: list[str], selection: str, env: dict[str, 
     try:
         result = subprocess.run(
             command,
-            env={**os.environ, **emulated, **env},
+            env={**os.environ, **ONE_THREAD, **emulated, **env},
             cwd=ROOT,
             capture_output=True,
             text=True,

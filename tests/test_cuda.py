@@ -86,7 +86,7 @@ FAULTS = [
 ]  # fmt: skip
 # then of the passes over all pairs, into whose shared memory each warp copies what comes.
 FAULTS_OF_PAIRS = [
-    ("a copy is not waited for", None, "    wait_for_copies();\n", "", "nan"),
+    ("a copy is not waited for", None, "wait_for_copies();\n    __syncwarp();  //", "__syncwarp();  //", "nan"),
     ("lanes do not wait for those that copy", "thread", "    __syncwarp();  //", "    //", "data race"),
 ]
 USE = """
@@ -133,5 +133,5 @@ def _plant(
 @pytest.mark.thorough
 def test_planted_faults_are_seen(tmp_path: Path) -> None:
     of_sums = [(tmp_path, "reduce.cuh", "log_variance_penalty", USE, *fault) for fault in FAULTS]
-    of_pairs = [(tmp_path, "mixture_forward.cuh", "aggregate_posterior", USE_OF_PAIRS, *f) for f in FAULTS_OF_PAIRS]
+    of_pairs = [(tmp_path, "pairs.cu", "aggregate_posterior", USE_OF_PAIRS, *f) for f in FAULTS_OF_PAIRS]
     at_once(_plant, [*of_sums, *of_pairs])

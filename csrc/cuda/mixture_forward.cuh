@@ -1,4 +1,4 @@
-// The forward pass over a mixture: log densities of points, jointly and for each dimension.
+// Log densities of points under a mixture, jointly and for each dimension: what becomes of the sums of pairs.cu.
 #pragma once
 
 #include "mixture.cuh"
@@ -31,124 +31,10 @@ struct ForwardPartials {
   RunningSum<S>* joint;  // [parts, warps, rows]
 };
 
-// Adds the densities of a component in the dimensions of a chunk, and gives its squares.
-//
-// nvcc 13.0 makes 97 instructions of it for 16 dimensions on sm_90, 80 for the pipe of multiply-adds and 16 MUFU, of
-// which each takes eight slots of issue: by that count MUFU is the limit, and no share of the exponentials is a
-// polynomial's (a quarter of them made an H200 5 % slower). It takes 14 slots for a dimension there, with what is
-// around the loop.
-template <int C, class S, class Weight>
-FASTIB_INLINE S add_densities(const Point<C, S>& point, const Component<C, S>& component, Weight weight, S (&sums)[C]) {
-  S squares = 0;
-#pragma unroll
-  for (int k = 0; k < C; ++k) {
-    const S v = scaled_deviation(point.z[k], component.mu[k], component.precision[k]);
-    squares = fma<S>(v, v, squares);
-    sums[k] = weight.add(power_of_two(fma<S>(-v, v, component.c[k])), sums[k]);
-  }
-  return squares;
-}
-
-// What a density weighs in the sums: 1, or that but for a row's own, or what is given.
-struct Alike {
-  template <class S>
-  __device__ S add(S density, S sum) const {
-    return density + sum;
-  }
-};
-struct AlikeButOwn {
-  bool own;
-  template <class S>
-  __device__ S add(S density, S sum) const {
-    return own ? sum : density + sum;
-  }
-};
+// Sums over all pairs: pairs.cu.
 template <class S>
-struct Given {
-  S weight;
-  __device__ S add(S density, S sum) const { return fma<S>(density, weight, sum); }
-};
-
-template <class S, int C>
-__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksOfPairs<C, S>)
-    sum_densities(Mixture<S> m, Parts parts, ForwardPartials<S> out) {
-  constexpr int R = kOwn<C, S>;
-  FASTIB_SHARED(coming, Coming<3 * C, S>);
-  FASTIB_SHARED(waiting, Squares<R, S>[2]);
-  const Place<R> at(m.rows, m.components, parts);
-  const int own_chunk = at.panel * m.warps + at.warp, chunk = std::min(own_chunk, m.chunks - 1);
-  const int at_once = kPairsOfTile<S> / m.warps, slot = at.warp * at_once;
-  const int64_t stride = int64_t(m.chunks) * 4 * C;
-  const S* components = m.packed + int64_t(chunk) * 4 * C;
-  Point<C, S> points[R];
-  RunningSum<S> joint[R];
-  S sums[R][C] = {}, totals[R][C] = {};
-  for (int r = 0; r < R; ++r) {
-    points[r] = Point<C, S>(m.points + (int64_t(at.nearest(r)) * m.chunks + chunk) * C);
-    joint[r] = no_terms<S>();
-  }
-  const int partners = at.partners(m.row_offset);
-  int terms = 0, turn = 0;
-  coming.copy(0, slot, components + at.begin * stride, stride, std::min(at_once, at.end - at.begin));
-  for (int first = at.begin; first < at.end; first += at_once, turn ^= 1) {
-    const int count = std::min(at_once, at.end - first), next = std::min(at_once, at.end - first - count);
-    const bool alike = !m.given && at.apart(partners, first, count);
-    S constant = m.constants[std::min(first + at.warp, at.end - 1)];  // long before it is used
-    wait_for_copies();
-    __syncwarp();  // all copies of the warp are there, and what it did with the tile before is done
-    coming.copy(turn ^ 1, slot, components + (first + count) * stride, stride, next);
-    const S(*tile)[3 * C] = &coming.values[turn][slot];
-    const auto add = [&](auto weight) {
-      for (int k = 0; k < count; ++k) {
-        const Component<C, S> component(tile[k]);
-#pragma unroll
-        for (int r = 0; r < R; ++r) {
-          waiting[turn].at(m.warps, k, at.warp, r, at.lane) =
-              add_densities(points[r], component, weight(r, first + k), sums[r]);
-        }
-      }
-    };
-    if (alike) add([](int, int) { return Alike(); });
-    else if (!m.given) add([&](int r, int j) { return AlikeButOwn{m.is_own(at.nearest(r), j)}; });
-    else add([&](int r, int j) { return Given<S>{weigh(m, at.nearest(r), j).weight}; });
-    if (m.panels > 1)
-      add_other_chunks(
-          waiting[turn], m, C, own_chunk, count, [&](int r, int) { return at.nearest(r); },
-          [&](int, int k) { return first + k; });
-    __syncthreads();  // the other half is read by now: all have come here since
-    for (int k = at.warp; k < count; k += m.warps) {
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        const S squares = waiting[turn].sum(m.warps, k, r, at.lane);
-        if (alike) {
-          add_term(joint[r], constant - squares, S(1));
-          continue;
-        }
-        PairWeight<S> w = weigh(m, at.nearest(r), first + k);
-        if (!m.given) w.weight = S(1) - w.is_own;
-        add_term(joint[r], joint_exponent(m, constant, squares, w), m.given ? S(1) : w.weight);
-      }
-      constant = m.constants[std::min(first + k + m.warps, at.end - 1)];
-    }
-    terms += count;
-    if (terms < kTermsPerSum && next > 0) continue;
-    terms = 0;
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-#pragma unroll
-      for (int k = 0; k < C; ++k) add_to_total(totals[r][k], sums[r][k]);
-  }
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (!at.has(r)) continue;
-    const int64_t row = at.index(r);
-    if (at.panel == 0) out.joint[(int64_t(at.part) * m.warps + at.warp) * m.rows + row] = joint[r];
-    if (own_chunk >= m.chunks) continue;
-    S* marginals = out.marginals + ((int64_t(at.part) * m.rows + row) * m.chunks + own_chunk) * C;
-#pragma unroll
-    for (int k = 0; k < C; ++k) marginals[k] = totals[r][k];
-  }
-}
+void sum_pair_densities(const Device& device, const Mixture<S>& m, const Chunks& chunks, const Parts& parts,
+                        const ForwardPartials<S>& out);
 
 template <class S>
 FASTIB_INLINE S warp_max(S value) {
@@ -279,11 +165,7 @@ void mixture_forward(const Device& device, const PackedMixture<T>& in, const Ten
                joint = scratch({parts.count, m.warps, m.rows, 2});
   const ForwardPartials<S> partials{static_cast<S*>(marginals.data_ptr()),
                                     static_cast<RunningSum<S>*>(joint.data_ptr())};
-  with_width<S>(in.chunks, [&](auto width) {
-    constexpr int C = decltype(width)::value;
-    FASTIB_RUN(device, (sum_densities<S, C>), (blocks_of_pairs<kOwn<C, S>>(in.chunks, m.rows, parts)), m.warps * kWarp,
-               m, parts, partials);
-  });
+  sum_pair_densities(device, m, in.chunks, parts, partials);
   FASTIB_RUN(device, (finish_densities<S, Done>), divide_up(m.rows, kThreads / kWarp), kThreads, m, in.chunks.width,
              parts.count, partials, static_cast<S*>(saved.data_ptr()), done);
 }

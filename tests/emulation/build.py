@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from devices import ON_PAIRS
 from modules import ROOT, module
 
 HERE = Path(__file__).parent
@@ -17,7 +18,10 @@ def build(flags: Sequence[str] = COUNTED, csrc: Path = ROOT / "csrc", operators:
     """The module _C_cuda of all kernels or of those of some operators, made anew where a source or a flag changed."""
     kernels = sorted((csrc / "cuda").glob("*.c*[pu]"))
     if operators is not None:
-        kernels = [source for source in kernels if source.stem in (*operators, "launch", "module")]
+        needed = {*operators, "launch", "module"}
+        if needed & set(ON_PAIRS):
+            needed.add("pairs")
+        kernels = [source for source in kernels if source.stem in needed]
     sources: dict[Path, list[str]] = {source: [*FLAGS, *flags, "-x", "c++"] for source in kernels}
     sources[HERE / "cuda_emulator.cpp"] = [*FLAGS, "-O2"]  # it plays the hardware
     return module("_C_cuda", sources, flags)
