@@ -6,14 +6,15 @@ this version of Triton, to which test_triton.py holds what is compiled from then
 
 from __future__ import annotations
 
+import gc
 import importlib
-import itertools
 import json
 import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import triton
 import triton_calls
 from fastib._triton import _launch, _tuning
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime import JITFunction
 from triton.runtime.autotuner import Autotuner
 
@@ -122,43 +123,53 @@ def kernels() -> set[str]:
     return {name for name in sources if name.partition(".")[2] not in called}
 
 
-def _resources(task: tuple[Variant, int]) -> dict[str, int]:
-    variant, architecture = task
+def _compiled(variant: Variant, architectures: Sequence[int], folder: Path) -> Iterator[CompiledKernel]:
     aligned = {(i,): [["tt.divisibility", 16]] for i in variant.multiples_of_16}
     constants = {(i,): value for i, value in variant.constants}
-    source = ASTSource(variant.kernel, dict(variant.signature), constants, aligned)
-    target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options=dict(variant.options))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = subprocess.check_output([_CUOBJDUMP, "--dump-resource-usage", file.name], text=True)
-    registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
-    return {"registers": registers, "shared": compiled.metadata.shared, "spilled": stack + local}
+    source: Any = ASTSource(variant.kernel, dict(variant.signature), constants, aligned)
+    for architecture in architectures:
+        target = GPUTarget("cuda", architecture, 32)
+        compiled = triton.compile(source, target=target, options=dict(variant.options))
+        yield compiled
+        # What Triton makes of Python, a fifth of the time, is the same for all architectures.
+        Path(source := str(folder / "kernel.ttir")).write_text(compiled.asm["ttir"])
 
 
-_tasks: list[tuple[Variant, int]] = []
+def _resources(variant: Variant, architectures: Sequence[int]) -> list[dict[str, int]]:
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for compiled in _compiled(variant, architectures, Path(folder)):
+            file = Path(folder, "kernel.cubin")
+            file.write_bytes(compiled.asm["cubin"])
+            usage = subprocess.check_output([_CUOBJDUMP, "--dump-resource-usage", file], text=True)
+            registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+            found.append({"registers": registers, "shared": compiled.metadata.shared, "spilled": stack + local})
+    return found
 
 
-def _resources_of(i: int) -> dict[str, int]:
-    return _resources(_tasks[i])
+_tasks: list[tuple[Variant, Sequence[int]]] = []
+
+
+def _resources_of(i: int) -> list[dict[str, int]]:
+    return _resources(*_tasks[i])
 
 
 def table() -> dict[str, dict[str, int]]:
     """The most that any variant takes, by kernel and architecture."""
     # float16 is bfloat16 but for a conversion: one architecture has it.
     _tasks[:] = [
-        (variant, architecture)
-        for variant, architecture in itertools.product(variants(), ARCHITECTURES)
-        if architecture == ARCHITECTURES[1] or "*fp16" not in {kind for _, kind in variant.signature}
+        (variant, ARCHITECTURES[1:2] if "*fp16" in {kind for _, kind in variant.signature} else ARCHITECTURES)
+        for variant in variants()
     ]
     most: dict[str, dict[str, int]] = {}
+    gc.freeze()  # none of it goes, and each collection of each fork would go through it
     with multiprocessing.get_context("fork").Pool() as pool:  # a kernel can't be pickled: forks have them all
-        for (variant, architecture), used in zip(_tasks, pool.imap(_resources_of, range(len(_tasks))), strict=True):
-            row = most.setdefault(f"{variant.group} sm_{architecture}", {"variants": 0})
-            row["variants"] += 1
-            for key, value in used.items():
-                row[key] = max(row.get(key, 0), value)
+        for (variant, architectures), found in zip(_tasks, pool.imap(_resources_of, range(len(_tasks))), strict=True):
+            for architecture, used in zip(architectures, found, strict=True):
+                row = most.setdefault(f"{variant.group} sm_{architecture}", {"variants": 0})
+                row["variants"] += 1
+                for key, value in used.items():
+                    row[key] = max(row.get(key, 0), value)
     return most
 
 
