@@ -49,8 +49,14 @@ def test_operators_interpreted() -> None:
     at_once(_pass, [*((_PAIRS, name) for name in ON_PAIRS), (_ELEMENTWISE, *ELEMENTWISE)])
 
 
-_RESULTS = """
-import sys, torch, interpreter, triton_calls
+# Every tensor ends, then begins, at a page that can't be touched; and the programs run in random order.
+_OTHERWISE = (
+    "interpreter.use_guard_pages(at_end=True)",
+    "interpreter.use_guard_pages(at_end=False)",
+    "interpreter.use_grids_of_three_axes(); interpreter.shuffle_programs(seed=0)",
+)
+_SAME_BITS = """
+import os, sys, torch, interpreter, triton_calls
 from fastib import _triton
 interpreter.make_quicker()
 interpreter.use_small_blocks()
@@ -62,29 +68,25 @@ def results():
         yield name, [found] if isinstance(found, torch.Tensor) else found
 expected = list(results())
 assert {name for name, _ in expected} == set(_triton.KERNELS)
-exec(sys.argv[1])
-for (name, before), (_, after) in zip(expected, results(), strict=True):
-    for a, b in zip(before, after, strict=True):
-        assert a.dtype == b.dtype and torch.equal(a.nan_to_num(nan=123.0), b.nan_to_num(nan=123.0)), name
+children = {}
+for otherwise in sys.argv[1:]:
+    if child := os.fork():
+        children[otherwise] = child
+        continue
+    exec(otherwise)
+    for (name, before), (_, after) in zip(expected, results(), strict=True):
+        for a, b in zip(before, after, strict=True):
+            assert a.dtype == b.dtype and torch.equal(a.nan_to_num(nan=123.0), b.nan_to_num(nan=123.0)), name
+    os._exit(0)
+ends = {otherwise: os.waitpid(child, 0)[1] for otherwise, child in children.items()}
+assert not any(ends.values()), ends
 """
-
-
-# Every tensor ends, then begins, at a page that can't be touched; and the programs run in random order.
-_OTHERWISE = (
-    "interpreter.use_guard_pages(at_end=True)",
-    "interpreter.use_guard_pages(at_end=False)",
-    "interpreter.use_grids_of_three_axes(); interpreter.shuffle_programs(seed=0)",
-)
-
-
-def _same_bits(otherwise: str) -> None:
-    result = _interpreted("-c", _RESULTS, otherwise)
-    assert result.returncode == 0, f"{otherwise}: exit status {result.returncode}: {result.stderr[-3000:]}"
 
 
 @pytest.mark.thorough
 def test_same_bits_within_guard_pages_and_in_any_order_of_the_programs() -> None:
-    at_once(_same_bits, [(otherwise,) for otherwise in _OTHERWISE])
+    result = _interpreted("-c", _SAME_BITS, *_OTHERWISE)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 _BEYOND = """

@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -163,7 +164,8 @@ def table() -> dict[str, dict[str, int]]:
     ]
     most: dict[str, dict[str, int]] = {}
     gc.freeze()  # none of it goes, and each collection of each fork would go through it
-    with multiprocessing.get_context("fork").Pool() as pool:  # a kernel can't be pickled: forks have them all
+    # More than there are cores: some wait for files. A kernel can't be pickled: forks have them all.
+    with multiprocessing.get_context("fork").Pool(2 * (os.cpu_count() or 1)) as pool:
         for (variant, architectures), found in zip(_tasks, pool.imap(_resources_of, range(len(_tasks))), strict=True):
             for architecture, used in zip(architectures, found, strict=True):
                 row = most.setdefault(f"{variant.group} sm_{architecture}", {"variants": 0})
