@@ -380,11 +380,17 @@ def test_a_component_far_behind_another_keeps_its_gradient(kernels: str, distanc
 
 
 @pytest.mark.parametrize("distance", [0.7, 30.0])  # the second is summed apart
-@pytest.mark.parametrize(("rows", "components"), [(20_000, 16), (16, 20_000)])
-def test_long_sums_of_duplicates_keep_their_digits(kernels: str, rows: int, components: int, distance: float) -> None:
+@pytest.mark.parametrize(("rows", "components", "dims"), [(20_000, 16, 1), (16, 20_000, 1), (16, 20_000, 17)])
+def test_long_sums_of_duplicates_keep_their_digits(
+    kernels: str, rows: int, components: int, dims: int, distance: float
+) -> None:
     """All terms of a gradient are the same number: float32 alone would round each addition the same way."""
-    point = torch.randn(1, 1)
-    z, mu, logvar = point.expand(rows, 1) + distance, point.expand(components, 1), torch.full((components, 1), -0.3)
+    point = torch.randn(1, dims)
+    z, mu, logvar = (
+        point.expand(rows, -1) + distance,
+        point.expand(components, -1),
+        torch.full((components, dims), -0.3),
+    )
     found, expected = (
         _values_and_gradients(fn, [t.to(dtype) for t in (z, mu, logvar)], estimator="in_batch")
         for fn, dtype in ((fastib.aggregate_posterior, torch.float32), (reference.aggregate_posterior, torch.float64))
