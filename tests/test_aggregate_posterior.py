@@ -70,7 +70,7 @@ SHAPES = [
     pytest.param(_mixture(33, 33, 1), id="one_dimension"),
     pytest.param(_mixture(20, 1100, 5), id="many_components"),  # more than one block of sums
     pytest.param(_mixture(200, 260, 12), id="several_tasks"),
-    pytest.param(_mixture(9, 20, 150), id="many_dimensions"),  # more than a block of a GPU has
+    pytest.param(_mixture(3, 5, 150), id="several_panels"),  # of dimensions: more than a block of a GPU has
     pytest.param(_mixture(0, 4, 3), id="no_rows"),
     pytest.param(_mixture(6, 6, 0), id="no_dimensions"),
 ]
