@@ -28,7 +28,7 @@ def _posteriors(batch: int, dims: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("reduction", SAMPLE_REDUCTIONS)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 1), (33, 7), (150, 10)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1), (33, 7), (150, 10), (3, 40)], ids=str)
 def test_values_and_gradients(
     kernels: str, shape: tuple[int, int], dtype: torch.dtype, estimator: str, reduction: str
 ) -> None:
