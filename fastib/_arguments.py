@@ -152,7 +152,7 @@ def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
@@ -168,8 +168,10 @@ def check_number(name: str, value: Any, minimum: float = -math.inf, dtype: torch
     # By comparison: math.isfinite refuses huge ints, and torch.compile its symbolic numbers.
     largest = LARGEST if dtype == torch.float64 else LARGEST_FLOAT32
     if not (-largest <= value <= largest and value >= minimum):
-        bound = "" if minimum == -math.inf else f" of at least {minimum:g}"
-        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
+        bounds = [f"at least {minimum:g}"] if minimum > -math.inf else []
+        bounds += [f"at most {largest:.3g}"] if largest < abs(value) < math.inf else []
+        of = " of " + " and ".join(bounds) if bounds else ""
+        raise ValueError(f"{name} must be a finite number{of}, got {value!r}")
 
 
 REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
@@ -181,7 +183,7 @@ def reduction_of(reduction: Any, shape: torch.Size) -> tuple[int, int]:
 
     Operators take it instead of its inverse, as an integer: one graph of torch.compile then serves all batches.
     """
-    if reduction == "batchmean":
+    if isinstance(reduction, str) and reduction == "batchmean":  # an array would be compared one by one
         return Reduction.SUM, batch_size(shape)
     check_choice("reduction", reduction, REDUCTIONS)
     if reduction == "mean":

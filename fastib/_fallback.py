@@ -87,8 +87,15 @@ def _gaussian_kl_backward(
     )
 
 
+_ONE_THREAD = 2**14  # elements that PyTorch sums on one thread, however many there are
+
+
 def _floored_sum(values: Tensor, floor: float) -> Tensor:
-    return values.clamp(min=floor).sum()
+    """The same bits for any number of threads."""
+    total = values.clamp(min=floor).flatten()
+    while total.numel() > _ONE_THREAD:
+        total = torch.stack([piece.sum() for piece in total.split(_ONE_THREAD)])
+    return total.sum()
 
 
 def _reparameterize_with_kl_kernel(

@@ -151,8 +151,10 @@ def gaussian_kl(
     batch = _arguments.batch_size(mu.shape)
     over = Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM
     means = apply(_ops.GaussianKL, *tensors, over, max(batch, 1), 0.0)
-    kl = apply(_ops.FlooredSum, means, free_bits) * number(batch, means) / number(divisor, means)
-    return kl
+    kl = apply(_ops.FlooredSum, means, free_bits)
+    if reduction == "batchmean" and batch > 0:
+        return kl
+    return kl / number(divisor, means) * number(batch, means)  # in this order it can't overflow on the way
 
 
 def reparameterize_with_kl(

@@ -65,7 +65,7 @@ def gaussian_kl(
         return _formulas.reduce(kl.clamp(min=free_bits), kind, divisor)
     batch = _arguments.batch_size(mu.shape)
     mean = _formulas.reduce(kl, Reduction.BATCH if free_bits_per == "dimension" else Reduction.SUM, max(batch, 1))
-    return mean.clamp(min=free_bits).sum() * batch / divisor
+    return mean.clamp(min=free_bits).sum() / divisor * batch
 
 
 def reparameterize_with_kl(

@@ -99,7 +99,10 @@ class _Ramp(Schedule):
         return f"start={self.start}, end={self.end}, steps={self.length}"
 
     def _between(self, fraction: float) -> float:
-        return self.start + (self.end - self.start) * fraction
+        value = self.start + (self.end - self.start) * fraction  # whose rounding may miss the end
+        if isinstance(fraction, Tensor):
+            return torch.where(fraction == 1, self.end, value)
+        return self.end if fraction == 1 else value
 
 
 class Linear(_Ramp):

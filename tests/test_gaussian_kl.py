@@ -367,6 +367,36 @@ def test_floor_of_each_element_has_the_same_bits_for_any_number_of_threads(threa
     assert_same_bits_for_threads(run)
 
 
+@pytest.mark.parametrize("dims", [40_000, 200_000])
+def test_free_bits_of_many_dimensions_have_the_same_bits_for_any_number_of_threads(threads: None, dims: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        mu, logvar = torch.randn(2, dims, dtype=dtype), torch.randn(2, dims, dtype=dtype)
+        assert_same_bits_for_threads(lambda: (fastib.gaussian_kl(mu, logvar, free_bits=0.1),))  # noqa: B023
+
+
+@pytest.mark.parametrize("per", ["dimension", "total"])
+def test_free_bits_do_not_overflow_on_the_way(per: str) -> None:
+    logvar = torch.full((100_000, 1), 80.0)
+    for reduction in ("mean", "batchmean"):
+        kl = fastib.gaussian_kl(torch.zeros_like(logvar), logvar, reduction=reduction, free_bits=0.1, free_bits_per=per)
+        torch.testing.assert_close(kl, torch.tensor((math.expm1(80.0) - 80.0) / 2))
+
+
+@pytest.mark.parametrize("batch", [1, 13, 21, 26, 41])
+def test_free_bits_are_their_number_exactly_where_all_is_below(batch: int) -> None:
+    zeros = torch.zeros(batch, 4)
+    assert fastib.gaussian_kl(zeros, zeros, free_bits=0.1) == torch.tensor(0.1) * 4
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 0), (3, 0)], ids=str)
+def test_free_bits_of_nothing(shape: tuple[int, int]) -> None:
+    nothing = torch.zeros(shape)
+    for reduction in BATCH_REDUCTIONS:
+        options = {"reduction": reduction, "free_bits": 0.5}
+        ours, plain = (fn(nothing, nothing, **options) for fn in (fastib.gaussian_kl, reference.gaussian_kl))
+        torch.testing.assert_close(ours, plain, equal_nan=True)
+
+
 def test_floor_of_each_element_takes_no_memory() -> None:
     mu, logvar = torch.randn(1024, 512, requires_grad=True), torch.randn(1024, 512, requires_grad=True)
     with allocations() as allocated:

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounter
 
 import fastib
 from fastib.losses import AnnealedVAELoss, BetaTCVAELoss, BetaVAELoss
-from fastib.schedules import Cosine, Cyclic, Linear
+from fastib.schedules import Cosine, Cyclic, Linear, Schedule
 
 B = 6
 OUTPUT, TARGET = torch.randn(B, 1, 4, 4), torch.rand(B, 1, 4, 4)
@@ -195,6 +195,17 @@ def test_schedules_at_their_landmarks() -> None:
         for step in range(12):
             assert schedule.value.item() == pytest.approx(schedule.at(step), abs=1e-6)
             schedule.step()
+
+
+@pytest.mark.parametrize(("kind", "reached"), [(Linear, 7), (Cosine, 7), (Cyclic, 4)])
+@pytest.mark.parametrize(("start", "end"), [(100_000.0, 0.1), (0.7, 0.1), (0.1, 0.7), (0.3, 0.3)])
+def test_schedules_end_exactly_where_they_should(
+    kind: Callable[..., Schedule], reached: int, start: float, end: float
+) -> None:
+    schedule = kind(start, end, 7)
+    for number in (int, lambda step: torch.tensor([float(step)], dtype=torch.float64)):
+        assert schedule.at(number(0)) == start
+        assert schedule.at(number(reached)) == end
 
 
 @pytest.mark.parametrize("criterion", [BetaVAELoss(4.0), AnnealedVAELoss(steps=5)], ids=["beta", "annealed"])
