@@ -81,7 +81,7 @@ def _gaussian_kl_backward(
         return _wanted(wanted, (g * m, mu), (g * (torch.expm1(lv) / 2), logvar), (None, mu), (None, mu))
     p, pl = _formulas.upcast(prior_mu, prior_logvar)
     ratio, by_mu = torch.expm1(lv - pl), (m - p) * torch.exp(-pl)
-    by_prior_logvar = -(ratio + (m - p) * by_mu) / 2
+    by_prior_logvar = -(ratio / 2 + (m - p) / 2 * by_mu)
     return _wanted(
         wanted, (g * by_mu, mu), (g * (ratio / 2), logvar), (-g * by_mu, prior_mu), (g * by_prior_logvar, prior_logvar)
     )
@@ -186,7 +186,7 @@ def _information_dropout_backward(
         factor = torch.exp(std * eps - variance / 2)
         by_x = grad_z.to(f.dtype) * factor
         d_x = d_x + by_x
-        d_log_std = d_log_std + torch.where(factor == 0, 0.0, by_x * f * (std * eps - variance))
+        d_log_std = d_log_std + torch.where(factor == 0, by_x * f, by_x * f * (std * eps - variance))
     if grad_kl is not None:
         g = _formulas.spread(grad_kl / divisor, f.shape, reduction)
         if log_normal:

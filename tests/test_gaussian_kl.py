@@ -367,6 +367,14 @@ def test_floor_of_each_element_has_the_same_bits_for_any_number_of_threads(threa
     assert_same_bits_for_threads(run)
 
 
+def test_a_gradient_in_the_last_binade_does_not_overflow(kernels: str) -> None:
+    mu, logvar, prior_mu, prior_logvar = (torch.tensor([v]) for v in (39.2885, -47.411, 77.154, -81.7276))
+    prior_logvar.requires_grad_()
+    (grad,) = torch.autograd.grad(fastib.gaussian_kl(mu, logvar, prior_mu, prior_logvar), prior_logvar)
+    oracle = -torch.expm1(logvar.double() + 81.7276) / 2 - (mu.double() - 77.154) ** 2 * math.exp(81.7276) / 2
+    torch.testing.assert_close(grad.double(), oracle, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("dims", [40_000, 200_000])
 def test_free_bits_of_many_dimensions_have_the_same_bits_for_any_number_of_threads(threads: None, dims: int) -> None:
     for dtype in (torch.float32, torch.float64):

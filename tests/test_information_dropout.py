@@ -232,6 +232,15 @@ def test_zero_stays_zero_under_noise_that_overflows(kernels: str, log_std: float
     assert z.isnan().all()
 
 
+def test_what_is_not_finite_is_not_lost_under_noise_that_vanishes(kernels: str) -> None:
+    x = torch.tensor([[1.0, -1.0, torch.nan, torch.inf, -torch.inf]])
+    log_std = torch.full((1, 5), 88.0, requires_grad=True)
+    z, _ = fastib.information_dropout(x, log_std, mask_zero=False, noise=torch.full((1, 5), -10.0))
+    (grad,) = torch.autograd.grad(z.sum(), log_std)
+    for found in (z, grad):
+        assert (found[0, :2] == 0).all() and found[0, 2:].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 def test_extremes_are_as_in_the_plain_expression(kernels: str, options: dict[str, Any], dtype: torch.dtype) -> None:

@@ -29,9 +29,10 @@ FASTIB_INLINE KlBetween<V> kl_between(V mu, V logvar, V prior_mu, V prior_logvar
   using S = Scalar<V>;
   const Exp<V> ratio = exponential<V>(logvar - prior_logvar);
   const V precision = exponential<V>(-prior_logvar).value;
-  const V scaled = (mu - prior_mu) * precision, square = (mu - prior_mu) * scaled;
-  return {S(0.5) * (ratio.minus_1_minus_x + square), scaled, S(0.5) * ratio.minus_1,
-          S(-0.5) * (ratio.minus_1 + square)};
+  // Halved first: the square itself may overflow where half of it does not.
+  const V scaled = (mu - prior_mu) * precision, square = S(0.5) * (mu - prior_mu) * scaled;
+  const V d_logvar = S(0.5) * ratio.minus_1;
+  return {fma<V>(ratio.minus_1_minus_x, S(0.5), square), scaled, d_logvar, -(d_logvar + square)};
 }
 
 // Information Dropout (Achille & Soatto 2018): z = x eps, log eps = std n - shift std^2 / 2, std = e^log_std.

@@ -168,7 +168,7 @@ static void backward(const InformationDropoutBackwardArguments& a, int64_t chunk
         const V gz = load<V>(grad_z + i), by_exponent = gz * dropout_sample<V>(x, eps);
         by_x = gz * eps;
         by_log_std = by_exponent * fma<V>(std, normal, -dropout_shift<V>(std, S(o.shift)));
-        by_log_std = eps == S(0) ? V{} : by_log_std;  // the exponent may be infinite
+        by_log_std = eps == S(0) ? by_exponent : by_log_std;  // 0, where x is finite; the exponent may be infinite
       }
       if (!a.grad_kl) {
         // Only z is used: log x and its derivatives may be infinite.

@@ -98,8 +98,8 @@ struct DropoutBackward {
         const S factor = dropout_noise<S>(std, eps[i], prior.shift);
         by_x = gz[i] * factor;
         const S by_exponent = gz[i] * dropout_sample<S>(f[i], factor);
-        // The exponent may be infinite.
-        if (factor != S(0)) by_log_std = by_exponent * fma<S>(std, eps[i], -dropout_shift<S>(std, prior.shift));
+        by_log_std = by_exponent;  // 0 under noise of 0, where x is finite; the exponent may be infinite
+        if (factor != S(0)) by_log_std *= fma<S>(std, eps[i], -dropout_shift<S>(std, prior.shift));
       }
       if (!grad_kl.present()) {
         // Only z is used: log x and its derivatives may be infinite.

@@ -20,5 +20,6 @@ def kl_between(mu, logvar, prior_mu, prior_logvar):
     """The KL, and its derivatives by mu, logvar and prior_logvar; that by prior_mu is minus the first."""
     _, minus_1, tail = exponentials(logvar - prior_logvar)
     by_mu = (mu - prior_mu) * exponential(-prior_logvar)
-    square = (mu - prior_mu) * by_mu
-    return 0.5 * (tail + square), by_mu, 0.5 * minus_1, -0.5 * (minus_1 + square)
+    square = 0.5 * (mu - prior_mu) * by_mu  # halved first: the square itself may overflow where half of it does not
+    by_logvar = 0.5 * minus_1
+    return 0.5 * tail + square, by_mu, by_logvar, -(by_logvar + square)

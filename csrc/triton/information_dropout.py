@@ -139,8 +139,11 @@ def backward(
         eps = _noise(std, normal, MEAN_ONE)
         g = load(grad_z + i, inside)
         by_x = g * eps + by_x
-        of_log_std = g * _sample(f, eps) * (std * normal - _shift(std, MEAN_ONE))
-        by_log_std += tl.where(eps == 0.0, 0.0, of_log_std)  # the exponent may be infinite
+        of_exponent = g * _sample(f, eps)
+        of_log_std = of_exponent * (std * normal - _shift(std, MEAN_ONE))
+        by_log_std += tl.where(
+            eps == 0.0, of_exponent, of_log_std
+        )  # 0, where x is finite; the exponent may be infinite
     if d_x is not None:
         store(d_x + i, by_x, inside)
     if d_log_std is not None:
