@@ -18,7 +18,7 @@ class _Terms(NamedTuple):
 
 
 class InformationCeiling:
-    """What a tuple that has the mutual information knows of it beside its value."""
+    """What a tuple that has the mutual information knows of it beside its value: plain numbers, without gradients."""
 
     inverse_weight: int | None = None
     """1 / w_self. An integer, since a graph of torch.compile returns those for a batch of any size. What rebuilds a
@@ -26,15 +26,27 @@ class InformationCeiling:
 
     @property
     def mutual_information_ceiling(self) -> float:
-        """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell."""
+        """-ln w_self, which no sample's mutual information exceeds, however much more the code may tell: a float, in
+        nats; inf where there is no w_self, or where it isn't known."""
         return math.inf if self.inverse_weight is None else math.log(self.inverse_weight)
 
 
 class ELBODecomposition(_Terms, InformationCeiling):
-    """What `fastib.elbo_decomposition` returns: three terms, and beside the first its ceiling."""
+    """What `fastib.elbo_decomposition` returns: three terms, and beside the first its ceiling.
+
+    The terms are in nats, float32 (float64 for float64): scalars, or for the reduction "none" [S], one for each sample.
+    All three have gradients, by z, mu and logvar; those of `fastib.metrics.exact_elbo_decomposition` have none.
+
+    Attributes:
+        mutual_information: between the code and the index of the sample.
+        total_correlation: of the dimensions of the code, under the aggregate posterior.
+        dimension_wise_kl: of each dimension's aggregate posterior to the prior, summed over the dimensions.
+        mutual_information_ceiling: a float, in nats: see `InformationCeiling`.
+    """
 
     standard_errors: tuple[float, ...] | None = None
-    """Of the three means, in `fastib.metrics.exact_elbo_decomposition`; a minibatch's terms have none to speak of."""
+    """Of the three means, floats in nats, in `fastib.metrics.exact_elbo_decomposition`; else None: a minibatch's terms
+    have none to speak of."""
 
     @classmethod
     def of(cls, terms: Iterable[Tensor], estimator: int, size: int, batch: int) -> ELBODecomposition:

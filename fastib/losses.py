@@ -46,11 +46,15 @@ __all__ = [
 
 
 class VAETerms(NamedTuple):
-    """The loss of a VAE and what it is made of. All but `loss` are detached: they are for the log."""
+    """The loss of a VAE and what it is made of: scalars, float32 (float64 for float64), in nats, means of the batch.
+    All but `loss` are detached: they are for the log."""
 
     loss: Tensor
+    """What is to be minimised, and has the gradients."""
     reconstruction: Tensor
+    """-log p(target | output), for "gaussian" without its constant."""
     kl: Tensor
+    """Before it is weighed. Where it was an argument, it is of its own dtype."""
 
 
 class _VAELoss(nn.Module):
@@ -323,7 +327,16 @@ class _TCTerms(NamedTuple):
 
 
 class BetaTCVAETerms(_TCTerms, InformationCeiling):
-    """The loss of a beta-TCVAE and what it is made of, in nats. All but `loss` are detached: they are for the log."""
+    """The loss of a beta-TCVAE and what it is made of: scalars, float32 (float64 for float64), in nats, means of the
+    batch. All but `loss` are detached: they are for the log.
+
+    Attributes:
+        loss: what is to be minimised, and has the gradients.
+        reconstruction: -log p(target | output), for "gaussian" without its constant.
+        mutual_information, total_correlation, dimension_wise_kl: as in `fastib.ELBODecomposition`, before they are
+            weighed.
+        mutual_information_ceiling: a float, in nats: what no sample's mutual information exceeds.
+    """
 
 
 # Else torch.export.save refuses a model that returns them.

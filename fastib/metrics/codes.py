@@ -24,6 +24,8 @@ def active_units(mu: Tensor, threshold: float = 0.01) -> int:
     Returns:
         The number, an int.
 
+    Gradients: none.
+
     Raises:
         TypeError: if `mu` is not of a floating dtype, or `threshold` not a number.
         ValueError: if `mu` is not finite or has fewer than two rows, or `threshold` is negative or not finite.
@@ -55,6 +57,8 @@ def gaussian_total_correlation(codes: Tensor) -> float:
 
     Returns:
         The total correlation, a float.
+
+    Gradients: none.
 
     Raises:
         TypeError: if `codes` are not of a floating dtype.

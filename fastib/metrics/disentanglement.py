@@ -29,18 +29,18 @@ FEWEST_FOR_TREES = 8  # a quarter of the rows is for testing
 
 
 class MutualInformationGap(NamedTuple):
-    """What `mutual_information_gap` finds."""
+    """What `mutual_information_gap` finds. The tensors are float64, on the device of the codes, without gradients."""
 
     score: float
     """The mean of the gaps."""
     gaps: Tensor
-    """For each factor, [K]; NaN for one of a single value."""
+    """For each factor, [K], as shares of its entropy; NaN for one of a single value."""
     information: Tensor
     """Of each latent dimension and each factor, [D, K], in nats."""
 
 
 class DCI(NamedTuple):
-    """What `dci` finds. Its scores are in [0, 1]."""
+    """What `dci` finds. Its scores are in [0, 1], and nothing has a gradient."""
 
     disentanglement: float
     """Whether each latent dimension is of importance for one factor alone."""
@@ -49,18 +49,19 @@ class DCI(NamedTuple):
     informativeness: float
     """How well the codes predict the factors, R^2."""
     importance: Tensor
-    """Of each latent dimension for each factor, [D, K]."""
+    """Of each latent dimension for each factor, float64 [D, K], on the CPU. Columns sum to 1, or to 0."""
 
 
 class SeparatedAttributePredictability(NamedTuple):
-    """What `sap` finds."""
+    """What `sap` finds. The tensors are float64, on the device of the codes, without gradients."""
 
     score: float
     """The mean of the gaps."""
     gaps: Tensor
     """For each factor, [K]; NaN for one of a single value."""
     predictability: Tensor
-    """Of each factor from each latent dimension, [D, K]."""
+    """Of each factor from each latent dimension, [D, K], in [0, 1]: R^2, or the balanced accuracy of a factor that is
+    `categorical`."""
 
 
 @runtime_checkable
@@ -69,9 +70,11 @@ class ImagesWithFactors(Protocol):
 
     def __len__(self) -> int: ...
 
-    def images(self, indices: Tensor, /) -> Tensor: ...
+    def images(self, indices: Tensor, /) -> Tensor:
+        """Those at `indices`, int64 [n] on the CPU: [n, ...], as an encoder takes them."""
 
-    def factors(self, indices: Tensor, /) -> Tensor: ...
+    def factors(self, indices: Tensor, /) -> Tensor:
+        """Those of the images at `indices`, int64 [n] on the CPU: int64 [n, K]."""
 
 
 @torch.no_grad()
@@ -106,6 +109,8 @@ def mutual_information_gap(
 
     Returns:
         (score, gaps, information): a float, and float64 tensors [K] and [D, K], the latter in nats.
+
+    Gradients: none.
 
     Raises:
         TypeError: for codes that are not of a floating dtype, factors that are not int64, a `bins` or `seed` that is
@@ -174,7 +179,9 @@ def factor_vae_score(
         seed: of all choices of images.
 
     Returns:
-        The share of the test votes that the classifier predicts.
+        The share of the test votes that the classifier predicts, a float.
+
+    Gradients: none; the encoder runs without.
 
     Raises:
         TypeError: for a data set without these methods, an encoder that does not give two tensors, factors that are not
@@ -240,6 +247,8 @@ def dci(codes: Tensor, factors: Tensor, *, seed: int = 0) -> DCI:
         (disentanglement, completeness, informativeness, importance): floats, and a float64 tensor [D, K], whose columns
         sum to 1, or to 0 where the codes or the factor do not vary.
 
+    Gradients: none.
+
     Raises:
         TypeError: for codes that are not of a floating dtype, factors that are not int64, a seed that is not an
             integer.
@@ -297,6 +306,8 @@ def sap(codes: Tensor, factors: Tensor, *, categorical: Sequence[int] = ()) -> S
 
     Returns:
         (score, gaps, predictability): a float, and float64 tensors [K] and [D, K].
+
+    Gradients: none.
 
     Raises:
         TypeError: for codes that are not of a floating dtype, factors that are not int64, or `categorical` not

@@ -29,7 +29,9 @@ def pac_bayes_bound(
             the largest q with kl(error, q) <= log(2 / delta) / draws; each of the two has half of delta.
 
     Returns:
-        The bound, in [error, 1]; near 1 it says nothing.
+        The bound, a float in [error, 1]; near 1 it says nothing.
+
+    Gradients: none: it takes and gives plain numbers.
 
     Raises:
         TypeError: for an argument that is not a number.

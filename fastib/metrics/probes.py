@@ -19,12 +19,12 @@ _FEWEST_OF_A_CLASS = 5  # a fifth of the rows chooses the penalty
 
 
 class ProbeResult(NamedTuple):
-    """What `probe` finds."""
+    """What `probe` finds: floats, without gradients."""
 
     information: float
-    """In nats."""
+    """In nats, from 0 to the entropy of the test rows' classes."""
     accuracy: float
-    """The share of test rows whose class is predicted."""
+    """The share of test rows whose class is predicted, in [0, 1]."""
 
 
 @torch.no_grad()
