@@ -19,17 +19,19 @@ from fastib.schedules import Linear
 
 
 class AIRTerms(NamedTuple):
-    """The loss of AIR and what it is made of, in nats per image. All but `loss` are detached: they are for the log.
-
-    `kl` is that of the places and contents of the objects that there are, and of the decisions, whose part is
-    `kl_presence`; `objects`, their number.
-    """
+    """The loss of AIR and what it is made of: scalars, means of the batch, float32 from a model in float32. All but
+    `loss` are detached: they are for the log."""
 
     loss: Tensor
+    """What is to be minimised, in nats, and has the gradients."""
     reconstruction: Tensor
+    """In nats, without the constant of the Gaussian."""
     kl: Tensor
+    """In nats: that of the places and contents of the objects that there are, and of the decisions."""
     kl_presence: Tensor
+    """The part of `kl` that is the decisions'."""
     objects: Tensor
+    """The number of objects in an image; of relaxed decisions, their sum."""
 
 
 class Step(NamedTuple):
@@ -110,8 +112,10 @@ class AIR(SceneModel):
         baseline_factor: the learning rate of the baseline, in those of the rest.
 
     Call it with images [B, 1, H, W] in [0, 1]; it returns `AIRTerms(loss, reconstruction, kl, kl_presence, objects)`;
-    in `eval` decisions are sampled. The gradient of `loss` has the baseline's, too; the reconstruction is without the
-    constant of the Gaussian.
+    in `eval` decisions are sampled.
+
+    Gradients: of the loss, by the parameters, the baseline's too, and the images. In `eval`, "concrete" passes none
+    through the decisions.
 
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.

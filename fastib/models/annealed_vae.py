@@ -29,10 +29,20 @@ class AnnealedVAE(VAE):
 
     Call it with images [B, C, H, W] in [0, 1]; it returns `VAETerms(loss, reconstruction, kl)`, in nats per image.
 
+    Gradients: of the loss, by the parameters and the images; where the KL is C, the constraint has one of 0.
+
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Burgess et al. 2018, "Understanding disentangling in beta-VAE", equation 8.
+
+    >>> import torch
+    >>> from fastib.models import AnnealedVAE
+    >>> model = AnnealedVAE((1, 8, 8), network="mlp", latent_dim=2, hidden=16, capacity=25.0, capacity_steps=100)
+    >>> model(torch.rand(4, 1, 8, 8)).loss.backward()
+    >>> model.step()  # after the optimiser's
+    >>> float(model.criterion.capacity.value)
+    0.25
     """
 
     def __init__(

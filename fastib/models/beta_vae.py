@@ -27,11 +27,20 @@ class BetaVAE(VAE):
 
     Call it with images [B, C, H, W] in [0, 1]; it returns `VAETerms(loss, reconstruction, kl)`, in nats per image.
 
+    Gradients: of the loss, by the parameters and the images.
+
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
     Source: Higgins et al. 2017, "beta-VAE: learning basic visual concepts with a constrained variational framework";
     the warm-up: Sønderby et al. 2016, "Ladder variational autoencoders", section 2.2.
+
+    >>> import torch
+    >>> from fastib.models import BetaVAE
+    >>> model = BetaVAE((1, 8, 8), network="mlp", latent_dim=2, hidden=16, beta=4.0)
+    >>> loss, reconstruction, kl = model(torch.rand(4, 1, 8, 8))
+    >>> torch.allclose(loss, reconstruction + 4 * kl)
+    True
     """
 
     def __init__(

@@ -19,15 +19,17 @@ LOGVAR = -4.0  # of the code around the corners of a cube, which are 2 apart: 15
 
 
 class CatchTerms(NamedTuple):
-    """The loss and what it is made of, in nats per image. All but `loss` are detached: for the log.
-
-    `information` is that in the weights, per training image.
-    """
+    """The loss and what it is made of: scalars in nats per image, float32 from a model in float32. All but `loss` are
+    detached: for the log."""
 
     loss: Tensor
+    """What is to be minimised, and has the gradients."""
     cross_entropy: Tensor
+    """Of the labels, mean of the batch."""
     index_cross_entropy: Tensor
+    """Of all bits of the index, mean of the batch."""
     information: Tensor
+    """That in the weights, per training image."""
 
 
 class Catch(Classifier):
@@ -56,8 +58,9 @@ class Catch(Classifier):
         warm_up: the number of steps over which beta grows to it from 0 (none: it is constant).
 
     Call it with images [B, C, H, W] in [0, 1], and labels and indices int64 [B]; it returns
-    `CatchTerms(loss, cross_entropy, index_cross_entropy, information)`. Gradients pass from the code to the logits as
-    through a tanh.
+    `CatchTerms(loss, cross_entropy, index_cross_entropy, information)`.
+
+    Gradients: of the loss, by the parameters and the images; from the code to the logits they pass as through a tanh.
 
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.

@@ -13,21 +13,29 @@ from fastib.schedules import Schedule
 
 
 class ClassifierTerms(NamedTuple):
-    """The loss of a classifier and what it is made of, in nats per image. All but `loss` are detached: for the log.
-
-    `information` is the bound on what the code knows of the image, or the weights of each image trained on: the KL of
-    the noise.
-    """
+    """The loss of a classifier and what it is made of: scalars in nats per image, float32 from a model in float32. All
+    but `loss` are detached: for the log."""
 
     loss: Tensor
+    """What is to be minimised, and has the gradients."""
     cross_entropy: Tensor
+    """Of the labels, mean of the batch."""
     information: Tensor
+    """The bound on what the code knows of the image, or the weights of each image trained on: the KL of the noise."""
 
 
 class Classifier(Model):
     """A classifier of images that pays for what it knows of them; each subclass is one paper's.
 
     Call it with images [B, C, H, W] in [0, 1] and labels int64 [B] for the terms of the loss.
+
+    Gradients: of the loss and of `logits`, by the parameters and the images.
+
+    >>> import torch
+    >>> from fastib.models import VIB, Classifier
+    >>> model = VIB((1, 8, 8), 10, latent_dim=16, hidden=32)
+    >>> isinstance(model, Classifier), [r.shape for r in model.representations(torch.zeros(4, 1, 8, 8))]
+    (True, [torch.Size([4, 16])])
     """
 
     beside: ClassVar[tuple[str, ...]] = ("labels",)

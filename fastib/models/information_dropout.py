@@ -112,6 +112,8 @@ class AllCNN(Classifier):
     information)`. Evaluation is without noise, whose mean is 1; call `update_batch_norm` before it, with images to
     train with.
 
+    Gradients: of the loss, by the parameters and the images. The information of "dropout" and "none" is 0, without one.
+
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 

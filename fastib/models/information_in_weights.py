@@ -37,6 +37,8 @@ class VariationalClassifier(Classifier):
     Call it with images [B, C, H, W] in [0, 1] and labels int64 [B]; it returns `ClassifierTerms(loss, cross_entropy,
     information)`; information is that in the weights, in nats per training image.
 
+    Gradients: of the loss, by the means of the weights, the size of their noise, and the images.
+
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 

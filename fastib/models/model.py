@@ -22,8 +22,19 @@ def pixels_of(image_shape: tuple[int, int, int]) -> int:
 
 class Model(nn.Module, abc.ABC):
     """A network and the loss that it is trained with: call it with images [B, C, H, W] in [0, 1], and whatever `beside`
-    names, for the terms of its loss, a named tuple whose first is `loss`; then `step()` after each step of the
-    optimiser.
+    names, for the terms of its loss, a named tuple of scalars whose first is `loss`; then `step()` after each step of
+    the optimiser.
+
+    Gradients: of `loss` alone, by the parameters and the images; the other terms are detached.
+
+    >>> import torch
+    >>> from fastib.models import VIB
+    >>> model = VIB((1, 8, 8), 10, latent_dim=16, hidden=32)
+    >>> terms = model(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))
+    >>> terms.loss.backward()
+    >>> model.step()  # after the optimiser's
+    >>> [name for name, term in terms._asdict().items() if term.requires_grad]
+    ['loss']
     """
 
     beside: ClassVar[tuple[str, ...]] = ()  # of "labels" and "indices", int64 [B]: what it is called with, too

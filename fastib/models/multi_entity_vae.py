@@ -59,15 +59,17 @@ def composed(logits: Tensor) -> Tensor:
 
 
 class MultiEntityVAETerms(NamedTuple):
-    """The loss and what it is made of, in nats per image. All but `loss` are detached: they are for the log.
-
-    `kl_of_entities` is the part of `kl` that is in the chosen cells: all of it, if no other says anything.
-    """
+    """The loss and what it is made of: scalars, float32 (float64 for float64), in nats per image. All but `loss` are
+    detached: they are for the log."""
 
     loss: Tensor
+    """What is to be minimised, and has the gradients."""
     reconstruction: Tensor
+    """-log p(images | p)."""
     kl: Tensor
+    """Of all cells, before it is weighed."""
     kl_of_entities: Tensor
+    """The part of `kl` that is in the chosen cells: all of it, if no other says anything."""
 
 
 class MultiEntityVAE(SceneModel):
@@ -96,6 +98,8 @@ class MultiEntityVAE(SceneModel):
 
     Call it with images [B, C, H, W] in [0, 1]; it returns `MultiEntityVAETerms(loss, reconstruction, kl,
     kl_of_entities)`, in nats per image.
+
+    Gradients: of the loss, by the parameters and the images. Which cells are chosen has none.
 
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.

@@ -39,6 +39,8 @@ class ConvVAE(_Network):
         latent_dim: the number of dimensions of the latent code.
         image_shape: channels, height and width of the images. Height and width are even, and at least 6.
 
+    Gradients: of what `encode` and `decode` give, by the parameters and what they are given.
+
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument; for images that can't be
             halved.
@@ -120,6 +122,8 @@ class MLPVAE(_Network):
         image_shape: channels, height and width of the images.
         hidden: the width of the hidden layers; 1200 in the paper.
 
+    Gradients: as of `ConvVAE`.
+
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
@@ -155,7 +159,8 @@ _NETWORKS = {"conv": ConvVAE, "mlp": MLPVAE}
 
 
 class VAE(Model):
-    """A variational autoencoder: a network and the loss that it is trained with; each subclass is one paper's.
+    """A variational autoencoder: a network and the loss that it is trained with; each subclass is one paper's, and has
+    its loss as `criterion`, and a `forward`.
 
     Args:
         image_shape: channels, height and width of the images.
@@ -163,8 +168,24 @@ class VAE(Model):
         latent_dim: the number of dimensions of the latent code.
         hidden: the width of the hidden layers of the "mlp".
 
+    Gradients: of the loss, and of what `encode` and `decode` give, by the parameters and what they are given.
+
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
+
+    >>> import torch, fastib
+    >>> from fastib.losses import BetaVAELoss
+    >>> from fastib.models import VAE
+    >>> class Plain(VAE):
+    ...     def __init__(self):
+    ...         super().__init__((1, 8, 8), network="mlp", latent_dim=2, hidden=16)
+    ...         self.criterion = BetaVAELoss()
+    ...
+    ...     def forward(self, images):
+    ...         z, kl = fastib.reparameterize_with_kl(*self.encode(images))
+    ...         return self.criterion(self.network.decode(z), images, kl=kl)
+    >>> Plain().kl_of_dimensions(torch.zeros(4, 1, 8, 8)).shape
+    torch.Size([2])
     """
 
     criterion: Any

@@ -30,6 +30,8 @@ class VIB(Classifier):
     Call it with images [B, C, H, W] in [0, 1] and labels int64 [B]; it returns `ClassifierTerms(loss, cross_entropy,
     information)`; information is the bound on I(Z; X), in nats.
 
+    Gradients: of the loss, by the parameters and the images.
+
     Raises:
         TypeError, ValueError: for arguments of a wrong type or value, naming the argument.
 
