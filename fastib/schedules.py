@@ -24,6 +24,22 @@ class Schedule(nn.Module, abc.ABC):
 
     `value` is float64, whatever dtype the module is cast to, and on the module's device. A CUDA graph sees it move only
     where that is the GPU: what is on the CPU is a constant of the graph, as any number is.
+
+    `at(0)` is asked when the schedule is made: a subclass sets what `at` needs before it calls `super().__init__()`.
+
+    Gradients: none. `value` requires none, and there is no parameter.
+
+    Raises:
+        TypeError: for a subclass without `at`. What `at` raises, `__init__` and `step` raise.
+
+    >>> from fastib.schedules import Schedule
+    >>> class Halving(Schedule):
+    ...     def at(self, step):
+    ...         return 0.5**step
+    >>> beta = Halving()
+    >>> beta.step()
+    >>> float(beta.value)
+    0.5
     """
 
     # Of one element: in a tensor of no dimensions, torch.compile loses what is written. The steps taken are in a
@@ -43,7 +59,7 @@ class Schedule(nn.Module, abc.ABC):
 
     @property
     def value(self) -> Tensor:
-        """The value at the present step."""
+        """The value at the present step: a scalar, float64."""
         return self._values[0]
 
     @abc.abstractmethod
@@ -114,6 +130,8 @@ class Linear(_Ramp):
         start, end: the first and the last value.
         steps: the optimiser steps from the one to the other.
 
+    Gradients: `value` has none.
+
     Raises:
         TypeError: if `start` or `end` is not a number, or `steps` not an integer.
         ValueError: if `start` or `end` is not finite, or `steps` is below 1.
@@ -145,6 +163,8 @@ class Cosine(_Ramp):
         start, end: the first and the last value.
         steps: the optimiser steps from the one to the other.
 
+    Gradients: `value` has none.
+
     Raises:
         TypeError: if `start` or `end` is not a number, or `steps` not an integer.
         ValueError: if `start` or `end` is not finite, or `steps` is below 1.
@@ -169,6 +189,8 @@ class Cyclic(_Ramp):
         start, end: the first and the last value of a period.
         steps: the optimiser steps of a period.
         ramp: the part of it in which the value moves, above 0 and at most 1.
+
+    Gradients: `value` has none.
 
     Raises:
         TypeError: if `start`, `end` or `ramp` is not a number, or `steps` not an integer.

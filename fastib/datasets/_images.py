@@ -16,12 +16,36 @@ class FactoredImages(Dataset[Any], abc.ABC):
 
     A subclass says how many there are, in `__len__`, and what they are, in `_images` and `_factors`, of indices that
     have passed the checks. What an index gives depends on the arguments of the data set alone: in any order, batch, or
-    process of a `torch.utils.data.DataLoader` it is the same, and no random number of PyTorch is drawn.
+    process of a `torch.utils.data.DataLoader` it is the same, and no random number of PyTorch is drawn. A sample is an
+    image, float32 [C, H, W] in [0, 1], and its K factors, ints (of `Sprites`, the image alone).
 
     Attributes:
-        factor_names: K names.
-        factor_sizes: for each factor, the number of its values.
-        image_shape: (C, H, W).
+        factor_names: K strings.
+        factor_sizes: for each factor, the number of its values, which count from 0.
+        image_shape: (C, H, W), ints.
+
+    Gradients: none, unless a tensor that the images are made of requires one.
+
+    Raises:
+        IndexError: for an index out of range.
+        ValueError: for indices that are not integers, or not of one dimension.
+
+    >>> import torch
+    >>> from fastib.datasets import FactoredImages
+    >>> class Greys(FactoredImages):
+    ...     factor_names, factor_sizes, image_shape = ("level",), (256,), (1, 2, 2)
+    ...
+    ...     def __len__(self):
+    ...         return 256
+    ...
+    ...     def _images(self, indices):
+    ...         return (indices / 255).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    ...
+    ...     def _factors(self, indices):
+    ...         return indices.unsqueeze(1)
+    >>> Greys()[255]
+    (tensor([[[1., 1.],
+             [1., 1.]]]), 255)
     """
 
     factor_names: tuple[str, ...]

@@ -25,6 +25,8 @@ class LabelledImages(FactoredImages):
         labels: integers [n] in [0, classes).
         classes: how many there are; by default, one more than the largest label.
 
+    Gradients: none, unless `images` require one.
+
     Raises:
         TypeError: if `images` or `labels` are no dense tensors, or of another dtype, or `classes` is not an integer.
         ValueError: for another shape, no image, pixels outside [0, 1], or labels outside [0, classes).
@@ -92,7 +94,8 @@ def _check_dtype(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> N
 
 
 def mnist(folder: str | os.PathLike[str], train: bool = True) -> LabelledImages:
-    """MNIST, or a data set in its format, such as Fashion-MNIST: uint8 [1, 28, 28], of 10 classes.
+    """MNIST, or a data set in its format, such as Fashion-MNIST: uint8 [1, 28, 28], of 10 classes. As of all
+    `FactoredImages`, what it gives is float32 in [0, 1].
 
     Args:
         folder: where the four files are, each as it is or compressed: train-images-idx3-ubyte[.gz],
@@ -107,6 +110,10 @@ def mnist(folder: str | os.PathLike[str], train: bool = True) -> LabelledImages:
 
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition"; Xiao et al. 2017,
     "Fashion-MNIST".
+
+    >>> from fastib.datasets import mnist
+    >>> mnist("/usr/share/datasets/fashion-mnist", train=False).image_shape  # doctest: +SKIP
+    (1, 28, 28)
     """
     check_flag("train", train)
     part = "train" if train else "t10k"

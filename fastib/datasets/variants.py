@@ -38,6 +38,13 @@ class Part(_Variant):
     Raises:
         TypeError: for an argument of another type.
         ValueError: if `size` is below 1 or above the number of images.
+
+    >>> import torch
+    >>> from fastib.datasets import LabelledImages, Part
+    >>> white = LabelledImages(torch.ones(3, 2, 2), torch.tensor([0, 4, 1]))
+    >>> part = Part(white, 2)
+    >>> len(part), part.factors([1]), part.factor_sizes
+    (2, tensor([[4]]), (5,))
     """
 
     def __init__(self, of: FactoredImages, size: int) -> None:
