@@ -29,6 +29,7 @@ class Data(NamedTuple):
 
     @classmethod
     def of(cls, dataset: FactoredImages) -> Data:
+        """That of a data set, whose digest is of 64 images, evenly spaced, and of their factors."""
         some = torch.linspace(0, len(dataset) - 1, 64).long()
         digest = _files.digest([dataset.images(some), dataset.factors(some)])
         return cls(len(dataset), dataset.image_shape, dataset.factor_sizes[0], digest)

@@ -66,6 +66,7 @@ class DemoResult(NamedTuple):
 
     @property
     def agrees(self) -> bool:
+        """Whether the two trainings ended at the same loss, to rounding."""
         return self.difference <= self.tolerance
 
 

@@ -38,6 +38,7 @@ def _reduce_scatter(*args: Any, **options: Any) -> None:
 
 
 def check_group(group: Any) -> None:
+    """Raises unless `group` is a group of torch.distributed (TypeError) and this process is in it (ValueError)."""
     if dist.is_available() and group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("group must have this process among its ranks")
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
@@ -53,6 +54,8 @@ class _Numbers:
 
 
 def agree_on(name: str, number: float) -> tuple[str, int, Any]:
+    """An entry of an `Agreement`, for a number that must be the same on all ranks, to the last bit: its name, its 64
+    bits as an integer, and what makes the number of these again, for a message."""
     (bits,) = struct.unpack("q", struct.pack("d", number))
     return name, bits, _Numbers()
 

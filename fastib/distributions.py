@@ -44,6 +44,17 @@ class Normal(torch.distributions.Normal):
     """
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """A sample, drawn so that gradients reach loc and scale::
+
+            loc + scale * torch.randn([*sample_shape, *loc.shape])
+
+        in the dtype that loc and scale are promoted to. `torch.manual_seed` governs the noise.
+
+        >>> import torch
+        >>> from fastib.distributions import Normal
+        >>> Normal(torch.zeros(2), torch.ones(2)).rsample((3,)).shape
+        torch.Size([3, 2])
+        """
         zero = self.loc.new_zeros(()).expand(self._extended_shape(torch.Size(sample_shape)))
         return self.loc + self.scale * reparameterize(zero, zero)
 

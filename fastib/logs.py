@@ -36,6 +36,7 @@ class Log:
         self._events = _events(path.parent, step) if tensorboard else None
 
     def close(self) -> None:
+        """Closes the files: nothing more can be written."""
         self._file.close()
         if self._events is not None:
             self._events.close()

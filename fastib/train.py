@@ -178,11 +178,13 @@ class Training:
         return {name: value.item() for name, value in terms._asdict().items()} | self.model.measures(images)
 
     def checkpoint(self) -> Checkpoint:
+        """What is to be saved. Its tensors are those of the training, which the next step changes."""
         average = None if self.average is None else self.average.module.state_dict()
         states = self.model.state_dict(), self.optimiser.state_dict(), average
         return Checkpoint(self.config, Data.of(self.dataset), self.step, *states)
 
     def load(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint of the same configuration and data: the caller has checked that they are."""
         self.step = checkpoint.step
         self.model.load_state_dict(checkpoint.model)
         self.optimiser.load_state_dict(checkpoint.optimiser)
