@@ -338,6 +338,11 @@ class BetaTCVAETerms(_TCTerms, InformationCeiling):
         mutual_information_ceiling: a float, in nats: what no sample's mutual information exceeds.
     """
 
+    def _replace(self, **terms: Tensor) -> BetaTCVAETerms:
+        replaced = super()._replace(**terms)
+        replaced.inverse_weight = self.inverse_weight
+        return replaced
+
 
 # Else torch.export.save refuses a model that returns them.
 for _result in (VAETerms, BetaTCVAETerms, ELBODecomposition):

@@ -197,6 +197,12 @@ def test_schedules_at_their_landmarks() -> None:
             schedule.step()
 
 
+def test_the_ceiling_stays_with_the_terms_of_a_loss() -> None:
+    terms = BetaTCVAELoss(dataset_size=100)(OUTPUT, TARGET, MU, MU, LOGVAR)
+    replaced = terms._replace(loss=torch.zeros(()))
+    assert replaced.mutual_information_ceiling == terms.mutual_information_ceiling == pytest.approx(math.log(100))
+
+
 @pytest.mark.parametrize(("kind", "reached"), [(Linear, 7), (Cosine, 7), (Cyclic, 4)])
 @pytest.mark.parametrize(("start", "end"), [(100_000.0, 0.1), (0.7, 0.1), (0.1, 0.7), (0.3, 0.3)])
 def test_schedules_end_exactly_where_they_should(
