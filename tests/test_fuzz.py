@@ -183,6 +183,8 @@ def _is_a_term(kernels: str, make: Any, dtype: torch.dtype, estimator: str, redu
 
 
 WILD = tuple(INGREDIENTS)
+# Without those whose derivatives overflow where the gradients, which they are factors of, do not.
+BUT_TENS = tuple(name for name in WILD if name != "tens")
 OF_PAIRS = tuple(name for name in WILD if name not in ("tens", "huge"))  # whose differences are all rounding
 of_estimators = {
     "dtype": st.sampled_from(DTYPES),
@@ -202,7 +204,7 @@ PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     ),
     "gaussian_kl, reductions": (
         test_gaussian_kl.test_reductions,
-        {"make": cases(TAME), "dtype": dtypes, "reduction": reductions},
+        {"make": cases(WILD), "dtype": dtypes, "reduction": reductions},
     ),
     "gaussian_kl, prior": (
         test_gaussian_kl.test_unit_prior_given_as_tensors,
@@ -210,7 +212,7 @@ PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     ),
     "gaussian_kl, another prior": (
         _prior_holds,
-        {"make": cases(TAME), "dtype": dtypes},
+        {"make": cases(BUT_TENS), "dtype": dtypes},
     ),
     "reparameterize_with_kl": (
         test_reparameterize_with_kl.test_values,
@@ -219,7 +221,7 @@ PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "reparameterize_with_kl, gradients": (
         test_reparameterize_with_kl.test_gradients,
         {
-            "make": cases(TAME),
+            "make": cases((*TAME, "subnormal", "nan")),
             "dtype": dtypes,
             "reduction": reductions,
             "used": st.sampled_from(["both", "z", "kl"]),
@@ -232,7 +234,7 @@ PROPERTIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "information_dropout": (
         test_information_dropout.test_values_and_gradients,
         {
-            "make": cases(TAME),
+            "make": cases((*TAME, "subnormal")),
             "dtype": dtypes,
             "options": st.sampled_from(test_information_dropout.OPTIONS),
         },
