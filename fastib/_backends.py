@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import struct
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -47,9 +48,26 @@ def _load(name: str, backend: str) -> tuple[ModuleType | None, str]:
     if _wanted == "reference":
         return None, "FASTIB_BACKEND=reference"
     try:
+        _check_whole(name)
         return importlib.import_module(name), ""
     except Exception as error:  # noqa: BLE001  (whatever a broken module raises)
         return None, _refuse(backend, f"{name} does not load ({error}); {_remedy(backend)}", error)
+
+
+def _check_whole(name: str) -> None:
+    """Raises where the file of a module is cut, as by a copy that was interrupted or a full disk: the loader would map
+    what is not there, and the process die by a signal. Of ELF files alone, whose last part is the section headers."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return
+    with open(spec.origin, "rb") as file:
+        header, size = file.read(64), os.fstat(file.fileno()).st_size
+    if len(header) < 64 or not header.startswith(b"\x7fELF\x02\x01"):  # not of 64 bits and little-endian
+        return
+    start, entry, entries = struct.unpack_from("<Q10xHH", header, 0x28)
+    whole = start + entry * entries
+    if size < whole:
+        raise ImportError(f"{spec.origin} is cut: of {whole} bytes it has {size}")
 
 
 def _remedy(backend: str) -> str:
@@ -60,6 +78,16 @@ def _remedy(backend: str) -> str:
     # On "auto" the build would leave out what it can't make; asked for, it says why.
     asked = "FASTIB_CUDA=1 " if backend == "cuda" else ""
     return f"build it with: {asked}pip install --no-build-isolation -e ."
+
+
+def _check_functions(module: ModuleType) -> None:
+    """Raises where an older module is left in place. The reference can't serve instead: its kernels are registered."""
+    missing = [name for name in ("isa", "supported_isas", "use_isa") if not hasattr(module, name)]
+    if missing:
+        raise ImportError(
+            f"{module.__name__} is of another version of fastib (it has no {missing[0]}); {_remedy('cpu')}, "
+            "or set FASTIB_BACKEND=reference"
+        )
 
 
 def _choose_isa(module: ModuleType) -> None:
@@ -103,6 +131,7 @@ _cuda, _cuda_reason = _load_cuda()
 TRITON_KEYS = _choose_triton_keys()
 _cpu, _cpu_reason = (None, "") if "CPU" in TRITON_KEYS else _load("fastib._C", "cpu")
 if _cpu is not None:
+    _check_functions(_cpu)
     _choose_isa(_cpu)
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -110,27 +111,74 @@ def test_asked_for_by_name_a_broken_module_raises() -> None:
 BROKEN_FILES = {
     "empty": "",
     "text": "no module\n",
+    "cut": "half of the module that serves here",
     "raises": 'void *PyInit__C(void) { PyErr_SetString(PyExc_RuntimeError, "no"); return 0; }\n',
     "says_nothing": "void *PyInit__C(void) { return 0; }\n",
 }
 
 
+SERVING = Path(fastib.__file__).parent / "_C.abi3.so"
+
+
+def _package(folder: Path) -> Path:
+    """A copy of fastib without its compiled modules."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    return Path(shutil.copytree(Path(fastib.__file__).parent, folder / "fastib", ignore=ignored))
+
+
+def _compile(source: str, module: Path) -> None:
+    command = ["cc", "-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", "-x", "c", "-", "-o", module]
+    subprocess.run(command, input=source, text=True, check=True)
+
+
+def _half(file: Path) -> bytes:
+    return file.read_bytes()[: file.stat().st_size // 2]
+
+
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind == "raises" else pytest.mark.thorough) for kind in BROKEN_FILES]
+    "kind",
+    [pytest.param(kind, marks=[] if kind in ("cut", "raises") else pytest.mark.thorough) for kind in BROKEN_FILES],
 )
 def test_a_file_that_is_no_module(tmp_path: Path, kind: str) -> None:
     """The reference serves, and says why."""
-    package = tmp_path / "fastib"
-    shutil.copytree(Path(fastib.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    module, text = package / "_C.abi3.so", BROKEN_FILES[kind]
+    module, text = _package(tmp_path) / "_C.abi3.so", BROKEN_FILES[kind]
     module.write_text(text)
     if "PyInit" in text:
-        declared = f"extern void *PyExc_RuntimeError; void PyErr_SetString(void *, const char *);\n{text}"
-        subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", module], input=declared, text=True, check=True)
+        _compile(f"extern void *PyExc_RuntimeError; void PyErr_SetString(void *, const char *);\n{text}", module)
+    elif kind == "cut":
+        module.write_bytes(_half(SERVING))
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fastib; print(*fastib.backends()['cpu'])"
     result = _python(code, FASTIB_BACKEND="auto")
     assert result.stdout.startswith("reference fastib._C does not load ("), result.stderr
     assert result.stdout.strip().endswith("build it with: pip install --no-build-isolation -e .")
+    assert ("is cut: of " in result.stdout) == (kind == "cut")
+
+
+def test_modules_that_are_cut_are_refused_by_name(tmp_path: Path) -> None:
+    """Both: to load one kills the process."""
+    for name in ("_C", "_C_cuda"):
+        (_package(tmp_path / name) / f"{name}.abi3.so").write_bytes(_half(SERVING))
+        code = f"import sys; sys.path.insert(0, {str(tmp_path / name)!r}); import torch; torch.version.cuda = '13.0'; "
+        backend = {"_C": "cpu", "_C_cuda": "cuda"}[name]
+        result = _python(f"{code}import fastib", FASTIB_BACKEND=backend)
+        said = f"ImportError: FASTIB_BACKEND={backend}: fastib.{name} does not load ({tmp_path / name}"
+        assert result.returncode == 1 and said in result.stderr.splitlines()[-1]
+
+
+def test_a_module_of_another_version_is_told(tmp_path: Path) -> None:
+    """Its kernels are registered: nothing else can serve in their place."""
+    source = """
+    #define Py_LIMITED_API 0x030A0000
+    #include <Python.h>
+    static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", 0, -1, 0, 0, 0, 0, 0};
+    PyObject *PyInit__C(void) { return PyModule_Create(&module); }
+    """
+    _compile(source, _package(tmp_path) / "_C.abi3.so")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import fastib; print(fastib.backends()['cpu'].name)"
+    for backend in ("auto", "cpu"):
+        said = _python(code, FASTIB_BACKEND=backend).stderr.splitlines()[-1]
+        assert said.startswith("ImportError: fastib._C is of another version of fastib (it has no isa); build it with:")
+    assert _python(code, FASTIB_BACKEND="reference").stdout.strip() == "reference"
 
 
 def test_the_remedy_for_cuda_says_why() -> None:
