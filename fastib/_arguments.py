@@ -36,6 +36,14 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def shown(value: Any) -> str:
+    """`value` in a message: integers that Python refuses to write, of more than 4300 digits, in short."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+
+
 def check_floating(name: str, value: Any) -> None:
     if isinstance(value, Tensor) and value.dtype in FLOATING and is_dense(value):
         return
@@ -145,7 +153,8 @@ def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
         check_device(name, value, other_name, other)
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a tensor of one element, got {type(value).__name__} {value!r}")
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a number or a tensor of one element, got {kind} {shown(value)}")
     check_number(name, value, dtype=other.dtype)
     # torch.tensor would copy from the host: that waits for the GPU, and no CUDA graph can capture it.
     return torch.full((), float(value), dtype=accumulate_dtype(other.dtype), device=other.device)
@@ -153,25 +162,25 @@ def scalar(name: str, value: Any, other_name: str, other: Tensor) -> Tensor:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
 
 
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__} {shown(value)}")
 
 
 def check_number(name: str, value: Any, minimum: float = -math.inf, dtype: torch.dtype = torch.float64) -> None:
     """Raises unless `value` is a finite number, also in what is accumulated for tensors of `dtype`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {shown(value)}")
     # By comparison: math.isfinite refuses huge ints, and torch.compile its symbolic numbers.
     largest = LARGEST if dtype == torch.float64 else LARGEST_FLOAT32
     if not (-largest <= value <= largest and value >= minimum):
         bounds = [f"at least {minimum:g}"] if minimum > -math.inf else []
         bounds += [f"at most {largest:.3g}"] if largest < abs(value) < math.inf else []
         of = " of " + " and ".join(bounds) if bounds else ""
-        raise ValueError(f"{name} must be a finite number{of}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number{of}, got {shown(value)}")
 
 
 REDUCTIONS = ("none", "sample", "sum", "mean", "batchmean")
@@ -205,7 +214,7 @@ def check_free_bits(free_bits: Any, per: Any, reduction: Any, dtype: torch.dtype
     if free_bits > 0 and per != "element" and reduction in ("none", "sample"):
         raise ValueError(
             f"reduction must be 'sum', 'mean' or 'batchmean' with free_bits_per={per!r}, which floors the mean "
-            f"over the batch, got {reduction!r}"
+            f"over the batch, got {shown(reduction)}"
         )
 
 
@@ -219,7 +228,8 @@ def dropout_prior(prior: Any, mean: Any, log_std: Any, x: Tensor) -> tuple[Tenso
         )
     for name, value in (("prior_mean", mean), ("prior_log_std", log_std)):
         if value is not None:
-            raise ValueError(f"{name} must be None with prior='log_uniform', which has no parameters, got {value!r}")
+            why = "prior='log_uniform', which has no parameters"
+            raise ValueError(f"{name} must be None with {why}, got {shown(value)}")
     return None, None
 
 
@@ -274,11 +284,11 @@ def check_posteriors(z: Any, mu: Any, logvar: Any, fewest: int = 1) -> tuple[Any
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__} {shown(value)}")
     if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        raise ValueError(f"{name} must be at least {minimum}, got {shown(value)}")
     if isinstance(value, int) and value > LARGEST_INTEGER:
-        raise ValueError(f"{name} must be at most {LARGEST_INTEGER}, got {value}")
+        raise ValueError(f"{name} must be at most {LARGEST_INTEGER}, got {shown(value)}")
 
 
 def estimator_of(estimator: Any, dataset_size: Any, components: int | None = None) -> tuple[int, int]:
@@ -329,7 +339,7 @@ def decomposition_of_rank(
     z, mu, logvar = check_posteriors(z, mu, logvar, fewest=0)
     check_rows(z, mu)
     if row_offset is not None:
-        raise ValueError(f"row_offset must be None with group, where it is that of the rank, got {row_offset!r}")
+        raise ValueError(f"row_offset must be None with group, where it is that of the rank, got {shown(row_offset)}")
     code, size = estimator_of(estimator, dataset_size)
     check_choice("reduction", reduction, SAMPLE_REDUCTIONS)
     return z.shape[0], [
@@ -365,7 +375,8 @@ def mixture_weights(
         other = "log_weights" if len(given) == 2 else f"estimator={estimator!r}"
         raise ValueError(f"{given[0]} must be None with {other}: each says what the components weigh")
     if dataset_size is not None:
-        raise ValueError(f"dataset_size must be None with {given[0]}, which it has no part in, got {dataset_size!r}")
+        size = shown(dataset_size)
+        raise ValueError(f"dataset_size must be None with {given[0]}, which it has no part in, got {size}")
     if log_weights is not None:
         check_floating("log_weights", log_weights)
         if log_weights.shape != (z.shape[0], mu.shape[0]):
@@ -377,11 +388,11 @@ def mixture_weights(
             raise ValueError("log_weights must not require a gradient: it has none here, got requires_grad=True")
         return Estimator.GIVEN, 0, 1.0, 1.0
     if not isinstance(weights, (tuple, list)) or len(weights) != 2:
-        raise TypeError(f"weights must be two numbers, (w_self, w_other), got {weights!r}")
+        raise TypeError(f"weights must be two numbers, (w_self, w_other), got {shown(weights)}")
     for name, weight in zip(("weights[0]", "weights[1]"), weights, strict=True):
         check_number(name, weight, minimum=0.0)
     if weights[0] == weights[1] == 0:
-        raise ValueError(f"weights must not both be 0, got {weights!r}")
+        raise ValueError(f"weights must not both be 0, got {shown(weights)}")
     return Estimator.GIVEN, 0, float(weights[0]), float(weights[1])
 
 

@@ -264,3 +264,37 @@ def test_a_kl_per_sample_is_not_that_of_the_batch() -> None:
 def test_losses_and_schedules(make: Callable[[], object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         make()
+
+
+HUGE = 10**5000  # of which Python writes no digits
+IN_SHORT = "got an integer of 16610 bits"
+
+
+@pytest.mark.parametrize(
+    "make, match",
+    [
+        (lambda: fastib.gaussian_kl(F, F, free_bits=HUGE), f"free_bits must be a finite number .*{IN_SHORT}"),
+        (lambda: fastib.gaussian_kl(F, F, free_bits=-HUGE), f"free_bits must be a finite number .*{IN_SHORT}"),
+        (lambda: fastib.gaussian_kl(F, F, reduction=HUGE), f"reduction must be one of .*{IN_SHORT}"),
+        (lambda: fastib.elbo_decomposition(F, F, F, dataset_size=HUGE), f"dataset_size must be at most .*{IN_SHORT}"),
+        (
+            lambda: fastib.elbo_decomposition(F, F, F, dataset_size=4, row_offset=-HUGE),
+            f"row_offset must be at least 0, {IN_SHORT}",
+        ),
+        (
+            lambda: fastib.aggregate_posterior(F, F, F, weights=(1, HUGE)),
+            rf"weights\[1\] must be a finite number .*{IN_SHORT}",
+        ),
+        (
+            lambda: fastib.aggregate_posterior(F, F, F, weights=(1, 1), dataset_size=HUGE),
+            f"dataset_size must be None with weights, .*{IN_SHORT}",
+        ),
+        (lambda: fastib.aggregate_posterior(F, F, F, weights=(HUGE,)), "weights must be two numbers, .*got tuple"),
+        (lambda: losses.BetaVAELoss(HUGE), f"beta must be a finite number .*{IN_SHORT}"),
+        (lambda: schedules.Linear(0.0, 1.0, HUGE), f"steps must be at most .*{IN_SHORT}"),
+    ],
+)
+def test_integers_that_python_does_not_write(make: Callable[[], object], match: str) -> None:
+    """They are named like any other value, in a message of one line."""
+    with pytest.raises((TypeError, ValueError), match=match):
+        make()
