@@ -52,7 +52,7 @@ def check_compiler() -> None:
     name = get_cxx_compiler()
     command = [*name.split(), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
     try:
-        probed = subprocess.run(command, input=PROBE, capture_output=True, text=True, check=False)
+        probed = subprocess.run(command, input=PROBE, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise SystemExit(
             f"fastib: the C++ compiler {name!r} does not run ({error.strerror}): install {COMPILERS} "
@@ -78,14 +78,25 @@ def headers() -> list[str]:
     return sorted(str(path) for path in Path("csrc").glob("*/*") if path.suffix in (".h", ".cuh"))
 
 
+def without_folders() -> list[str]:
+    """The flags by which messages name no folder of the builder's: theirs are of sources here and of PyTorch's headers.
+    A folder that nvcc would take for several words stays."""
+    from torch.utils.cpp_extension import include_paths
+
+    folders = [folder for folder in (os.getcwd(), *include_paths()) if re.fullmatch(r"[\w/.+-]+", folder)]
+    return [f"-ffile-prefix-map={folder}/=" for folder in folders]
+
+
 def extension(kind: Any, name: str, files: list[str], flags: dict[str, list[str]]) -> Any:
+    hidden = without_folders()
+    of_host = {"cxx": hidden, "nvcc": [word for flag in hidden for word in ("-Xcompiler", flag)]}
     return kind(
         name,
         files,
         depends=headers(),
         py_limited_api=True,  # BuildExtension defines Py_LIMITED_API
         define_macros=MACROS,
-        extra_compile_args=flags,
+        extra_compile_args={compiler: [*own, *of_host[compiler]] for compiler, own in flags.items()},
         extra_link_args=[] if sys.platform == "darwin" else ["-s"],
     )
 
@@ -108,7 +119,7 @@ def cpu_extension() -> Any:
 
 
 def output_of(*command: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     return result.stdout + result.stderr
 
 

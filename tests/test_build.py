@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -118,6 +119,35 @@ def test_nvcc_in_a_folder_with_a_space(build: ModuleType, monkeypatch: pytest.Mo
     folder = tmp_path / "of CUDA"
     nvcc = _toolkit(monkeypatch, folder, "13.0")
     assert build.find_nvcc() == (str(nvcc), str(folder), "13.0")
+
+
+def test_tools_that_speak_no_utf8(build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in another locale: nvcc is understood, and what a compiler says against the kernels is shown."""
+    nvcc = _toolkit(monkeypatch, tmp_path, "13.0")
+    latin = nvcc.read_text().replace("#!/bin/sh", "#!/bin/sh\nprintf '\\351t\\351\\n'; printf '\\351\\n' >&2")
+    nvcc.write_text(latin)
+    assert build.find_nvcc() == (str(nvcc), str(tmp_path), "13.0")
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\nprintf 'error: \\351crit\\n' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert "(error: \ufffdcrit): install GCC 12" in _said(build.check_compiler)
+
+
+def test_messages_name_no_folder_of_the_builder(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither of sources nor of headers, by either compiler."""
+    source = tmp_path / "probe.cpp"
+    source.write_text("const char* file = __FILE__;\n")
+    monkeypatch.chdir(tmp_path)
+    hidden = build.without_folders()
+    assert len(hidden) > 1
+    subprocess.run(["c++", "-c", *hidden, str(source)], check=True)
+    assert b"probe.cpp" in (made := Path("probe.o").read_bytes()) and str(tmp_path).encode() not in made
+    assert build.cpu_extension().extra_compile_args["cxx"][-len(hidden) :] == hidden
+    of_nvcc = build.build_with(str(tmp_path)).extra_compile_args["nvcc"]
+    assert [flag for before, flag in pairwise(of_nvcc) if before == "-Xcompiler"][: len(hidden)] == hidden
 
 
 # GPUs, and what that nvcc, of compute_50, compute_80 and compute_90, makes for them.
