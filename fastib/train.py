@@ -357,8 +357,9 @@ def _room_in_memory(config: Config) -> Iterator[None]:
     """Names the batch, on which the memory of a step depends, where a step finds none."""
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):  # of a GPU, of a CPU
+    except (RuntimeError, MemoryError) as error:
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))  # of a GPU, and Python's and NumPy's
+        if out_of_memory or "allocate memory" in str(error):  # of a CPU, and fastib's of both
             raise ValueError(f"batch must leave room in memory, got {config.batch}: {error}") from None
         raise
 

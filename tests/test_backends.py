@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,30 @@ def test_operators_are_not_for_calling_with_gradients() -> None:
     mu = torch.zeros(2, 2, requires_grad=True)
     assert not _ops.gaussian_kl(mu, mu, None, None, 2, 1, 0.0).requires_grad
     assert fastib.gaussian_kl(mu, mu).requires_grad
+
+
+@pytest.mark.skipif(not COMPILED, reason="PyTorch has its own words for it")
+@pytest.mark.parametrize(
+    "call, what",
+    [
+        (
+            lambda: fastib.reparameterize(*2 * [torch.empty(1).expand(2**46)]),
+            "a result of shape [70368744177664] and dtype float32",
+        ),
+        (
+            lambda: _ops.philox_words(torch.tensor([1, 2]), 0, 2**44),  # contiguous: made by another way
+            "a result of shape [17592186044416, 4] and dtype int64",
+        ),
+        (
+            lambda: fastib.elbo_decomposition(*3 * [torch.empty(1).expand(2**28, 2**17)], dataset_size=2**30),
+            "the work space of elbo_decomposition",
+        ),
+    ],
+)
+def test_what_no_memory_holds(call: Callable[[], object], what: str) -> None:
+    """Of more than a process can address: one line says what."""
+    with pytest.raises(RuntimeError, match=f"^fastib: can't allocate memory for {re.escape(what)}$"):
+        call()
 
 
 SELECTION = "(vae or chunk or transposed or non_finite or extreme-torch or check or known or bits_of) and not float16"

@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -520,16 +520,30 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_a_step_without_room_in_memory(
-    on_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def too_large(training: train.Training) -> None:
-        if on_gpu:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        torch.zeros(10**15)
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
-    monkeypatch.setattr(train.Training, "take_step", too_large)
+
+HUGE = torch.empty(1).expand(2**46)
+
+
+@pytest.mark.parametrize(
+    "too_large",
+    [
+        lambda: torch.zeros(10**15),
+        lambda: fastib.reparameterize(HUGE, HUGE),
+        lambda: _raise(torch.OutOfMemoryError("CUDA out of memory")),
+        lambda: _raise(MemoryError("std::bad_alloc")),
+    ],
+    ids=["cpu", "fastib", "gpu", "python"],
+)
+def test_a_step_without_room_in_memory(
+    too_large: Callable[[], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(train.Training, "take_step", lambda training: too_large())
     assert cli.main(["train", "vib", *_flags("vib"), f"--output={tmp_path}"]) == 2
     assert "batch must leave room in memory, got 9: " in capsys.readouterr().err
 

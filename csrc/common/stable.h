@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <vector>
 
 #ifdef __linux__
@@ -48,13 +50,33 @@ using IntArray = torch::headeronly::IntHeaderOnlyArrayRef;
 // dispatcher's, which empty_strided goes past.
 inline bool poison_results = false;
 
+inline const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    default: return "int64";
+  }
+}
+
+// For an allocation that failed: hardly ever for another reason, which the ABI does not tell before PyTorch 2.13.
+[[noreturn]] __attribute__((noinline, cold)) inline void throw_no_memory(IntArray sizes, ScalarType dtype) {
+  std::ostringstream said;
+  said << "fastib: can't allocate memory for a result of shape [";
+  for (size_t d = 0; d < sizes.size(); ++d) said << (d == 0 ? "" : ", ") << sizes[d];
+  said << "] and dtype " << name_of(dtype);
+  throw std::runtime_error(said.str());
+}
+
 // torch.empty_strided on the device of a tensor. By name, through the dispatcher, a small result costs three times
 // this.
 inline Tensor empty_strided(IntArray sizes, IntArray strides, ScalarType dtype, const Tensor& device_of) {
   const auto device = device_of.device();
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), int32_t(dtype),
-                                                  int32_t(device.type()), device.index(), &handle));
+  if (aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), int32_t(dtype),
+                               int32_t(device.type()), device.index(), &handle) != TORCH_SUCCESS)
+    throw_no_memory(sizes, dtype);
   Tensor result(handle);
   if (!poison_results || result.numel() == 0) return result;
   if (device.is_cpu()) std::memset(result.data_ptr(), 0xff, size_t(result.numel()) * result.element_size());
@@ -72,7 +94,8 @@ inline Tensor output_like(const Tensor& t, ScalarType dtype) {
                                     from(std::nullopt),
                                     from(std::nullopt),
                                     from(std::nullopt)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  if (torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS)
+    throw_no_memory(t.sizes(), dtype);
   return prefer_huge_pages(torch::stable::detail::to<Tensor>(stack[0]));
 }
 

@@ -91,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> aggregate_posterior_backward(
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
-  m.impl("aggregate_posterior", TORCH_BOX(&aggregate_posterior));
-  m.impl("aggregate_posterior_backward", TORCH_BOX(&aggregate_posterior_backward));
+  m.impl("aggregate_posterior", FASTIB_BOX(aggregate_posterior));
+  m.impl("aggregate_posterior_backward", FASTIB_BOX(aggregate_posterior_backward));
 }
 
 }  // namespace fastib

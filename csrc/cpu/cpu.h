@@ -8,6 +8,9 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -112,6 +115,28 @@ void run_tasks(Task task, int64_t count) {
     for (int64_t i = next++; i < count; i = next++) task(i);
   });
 }
+
+// Names the operator whose work finds no memory: std::bad_alloc has no message. A vector that is too long for any
+// memory has another error of its own.
+template <class Kernel>
+void naming_work_space(const char* name, const Kernel& kernel) {
+  const auto no_memory = [&] {
+    return std::runtime_error(std::string("fastib: can't allocate memory for the work space of ") + name);
+  };
+  try {
+    kernel();
+  } catch (const std::bad_alloc&) {
+    throw no_memory();
+  } catch (const std::length_error&) {
+    throw no_memory();
+  }
+}
+
+// TORCH_BOX(&function) with that.
+#define FASTIB_BOX(function)                                                                         \
+  +[](StableIValue* stack, uint64_t arguments, uint64_t results) {                                   \
+    ::fastib::naming_work_space(#function, [&] { TORCH_BOX(function)(stack, arguments, results); }); \
+  }
 
 #ifdef __x86_64__
 #define FASTIB_KERNEL(name)                                \

@@ -173,8 +173,8 @@ std::tuple<Tensor, Tensor, Tensor> elbo_decomposition_backward(const MaybeTensor
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
-  m.impl("elbo_decomposition", TORCH_BOX(&elbo_decomposition));
-  m.impl("elbo_decomposition_backward", TORCH_BOX(&elbo_decomposition_backward));
+  m.impl("elbo_decomposition", FASTIB_BOX(elbo_decomposition));
+  m.impl("elbo_decomposition_backward", FASTIB_BOX(elbo_decomposition_backward));
 }
 
 }  // namespace fastib

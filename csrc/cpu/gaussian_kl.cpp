@@ -92,8 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_kl_backward(const Tensor& gr
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
-  m.impl("gaussian_kl", TORCH_BOX(&gaussian_kl));
-  m.impl("gaussian_kl_backward", TORCH_BOX(&gaussian_kl_backward));
+  m.impl("gaussian_kl", FASTIB_BOX(gaussian_kl));
+  m.impl("gaussian_kl_backward", FASTIB_BOX(gaussian_kl_backward));
 }
 
 }  // namespace fastib

@@ -105,8 +105,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> information_dropout_backward(
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
-  m.impl("information_dropout", TORCH_BOX(&information_dropout));
-  m.impl("information_dropout_backward", TORCH_BOX(&information_dropout_backward));
+  m.impl("information_dropout", FASTIB_BOX(information_dropout));
+  m.impl("information_dropout_backward", FASTIB_BOX(information_dropout_backward));
 }
 
 }  // namespace fastib

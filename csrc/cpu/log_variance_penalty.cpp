@@ -23,7 +23,7 @@ Tensor log_variance_penalty(const Tensor& logvar, int64_t reduction, int64_t div
   return r.finish();
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) { m.impl("log_variance_penalty", TORCH_BOX(&log_variance_penalty)); }
+STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) { m.impl("log_variance_penalty", FASTIB_BOX(log_variance_penalty)); }
 
 }  // namespace fastib
 

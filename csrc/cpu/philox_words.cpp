@@ -24,7 +24,7 @@ Tensor philox_words(const Tensor& rng, int64_t start, int64_t count) {
   return words;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) { m.impl("philox_words", TORCH_BOX(&philox_words)); }
+STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) { m.impl("philox_words", FASTIB_BOX(philox_words)); }
 
 }  // namespace fastib
 

@@ -40,8 +40,8 @@ Tensor reparameterize_backward(const Tensor& grad_z, const Tensor& logvar, const
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
-  m.impl("reparameterize", TORCH_BOX(&reparameterize));
-  m.impl("reparameterize_backward", TORCH_BOX(&reparameterize_backward));
+  m.impl("reparameterize", FASTIB_BOX(reparameterize));
+  m.impl("reparameterize_backward", FASTIB_BOX(reparameterize_backward));
 }
 
 }  // namespace fastib

@@ -49,8 +49,8 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl_backward(const MaybeTensor& gr
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastib, CPU, m) {
-  m.impl("reparameterize_with_kl", TORCH_BOX(&reparameterize_with_kl));
-  m.impl("reparameterize_with_kl_backward", TORCH_BOX(&reparameterize_with_kl_backward));
+  m.impl("reparameterize_with_kl", FASTIB_BOX(reparameterize_with_kl));
+  m.impl("reparameterize_with_kl_backward", FASTIB_BOX(reparameterize_with_kl_backward));
 }
 
 }  // namespace fastib
