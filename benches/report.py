@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benches import calls, estimators, experiments, gallery, large_batches, soak, training_step
+from benches import calls, estimators, experiments, fuzz, gallery, large_batches, soak, training_step
 from benches.provenance import RESULTS
 from benches.tables import markdown, number
 
@@ -79,10 +79,10 @@ def splice(text: str, begin: str, end: str, tables: str) -> str:
 
 
 def cpus(results: Path, brief: bool) -> str:
-    """A table for each CPU; in brief, one of the last day."""
+    """A table for each CPU; in brief, one of the last day, and of AVX-512 if there is one."""
     paths = newest(results)
-    last = [path for path in paths if path.name[:10] == max(other.name[:10] for other in paths)]
-    return "\n\n".join(cpu(path, brief) for path in (last[:1] if brief else paths))
+    chosen = [max(paths, key=lambda path: ("avx512" in path.name, path.name[:10]))] if brief and paths else paths
+    return "\n\n".join(cpu(path, brief) for path in chosen)
 
 
 def cpu(path: Path, brief: bool = False) -> str:
@@ -200,13 +200,9 @@ def of_estimators(results: Path, brief: bool) -> str:
 
 def fuzzed(results: Path, brief: bool) -> str:
     """What the runs of the fuzzers, of which CI has one of each, have tried and found."""
-    if not (path := results / "fuzz.json").exists():
+    if not (path := results / fuzz.NAME).exists():
         return ""
-    lines = []
-    for row in json.loads(path.read_text()):
-        guided = f", {row['guided']:,} of them guided by coverage" if "guided" in row else ""
-        lines.append(f"* {row['what']}: {row['tried']:,} tried until {row['until']}{guided}. Found: {row['found']}.")
-    return "\n".join(["Random inputs, beside the 500 of each kind in every run of the tests:", "", *lines])
+    return f"Random inputs, beside the 500 of each kind in every run of the tests:\n\n{fuzz.table(path)}"
 
 
 def scenes(results: Path, brief: bool) -> str:

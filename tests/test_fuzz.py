@@ -1,7 +1,7 @@
 """Random inputs: the tests of each operator hold for shapes, strides, values and arguments that nobody thought of.
 
-500 examples in all; `FASTIB_FUZZ=10000 python -m pytest tests/test_fuzz.py` tries as many as it says. And as many
-random arguments, right ones and wrong ones: see fuzz_boundary.py.
+500 examples in all, or as many as FASTIB_FUZZ says; `python -m benches.fuzz` tries more every night. And as many random
+arguments, right ones and wrong ones: see fuzz_boundary.py.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ from __future__ import annotations
 import collections
 import functools
 import inspect
+import json
 import os
 import random
+import re
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fuzz_boundary
@@ -32,6 +37,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastib
+from benches import fuzz
 from fastib import _backends, reference
 from fastib._arguments import ESTIMATORS, REDUCTIONS, SAMPLE_REDUCTIONS
 
@@ -350,3 +356,13 @@ def _writing(logvar: Any, *, reduction: str) -> Tensor:
         raise TypeError
     with torch.no_grad():
         return logvar.copy_(torch.ones(())).sum() if logvar.is_contiguous() else logvar.sum()
+
+
+def test_a_night_is_added_to_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / fuzz.NAME
+    path.write_text('{"rows": [{"what": "inputs", "tried": 1000, "found": "nothing"}], "runs": []}')
+    for failed, examples in ((0, 500), (1, 600), (0, 700)):
+        monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=failed, stdout=""))  # noqa: B023
+        assert fuzz.main(["--examples", str(examples)], tmp_path) == failed
+    assert [run["examples"] for run in json.loads(path.read_text())["runs"]] == [500, 700]
+    assert re.fullmatch(r"\* inputs: 2,200 tried until \d{4}-\d\d-\d\d. Found: nothing.", fuzz.table(path))

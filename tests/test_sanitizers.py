@@ -62,13 +62,14 @@ def _pass(sanitizer: str, files: Sequence[Path], selected: str) -> None:
 
 
 def test_operators() -> None:
-    """The operators' own tests, on the table of cases and every instruction set."""
+    """The operators' own tests, on the table of cases and every instruction set; and random inputs and arguments."""
     for name in SANITIZERS:
         modules.cpu(name)  # on all cores, and once for what runs at once
     parts = [[OPERATORS[operator] for operator in operators] for operators in (ELEMENTWISE, ON_PAIRS)]
     of_operators = [(name, part, SELECTED[name]) for name in SANITIZERS for part in parts]
     of_large_batches = [(name, [TESTS / "test_near_linear.py"], OF_LARGE_BATCHES) for name in SANITIZERS]
-    at_once(_pass, [*of_operators, *of_large_batches])
+    of_random = ("address", [TESTS / "test_fuzz.py"], "random_inputs or random_arguments")
+    at_once(_pass, [*of_operators, *of_large_batches, of_random])
 
 
 # What must be seen: the sanitizer, a file, the edit, and what is said of it.

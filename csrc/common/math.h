@@ -198,12 +198,15 @@ FASTIB_INLINE V log_1_plus(V f) {  // sqrt(1/2) <= 1 + f <= sqrt(2)
   return fma<V>(square, fma<V>(f, polynomial(Constants<S>::log1p(), f), S(-0.5)), f);
 }
 
-// x = 2^exponent (1 + f) for a positive normal x, with 1 + f in [sqrt(1/2), sqrt(2)).
+// x = 2^exponent (1 + f) for a positive normal x, with 1 + f in [sqrt(1/2), sqrt(2)). Of any other x something comes,
+// too, so its bits are taken for integers that may wrap around.
 template <class V>
 FASTIB_INLINE void split(V x, V& exponent, V& f) {
   using K = Constants<Scalar<V>>;
-  const Int<V> e = (as_int(x) - K::sqrt_half_bits) >> K::mantissa_bits;
-  f = as_real<V>(as_int(x) - (e << K::mantissa_bits)) - Scalar<V>(1);
+  using U = Scalar<Uint<V>>;
+  const Uint<V> bits = Uint<V>(as_int(x));
+  const Int<V> e = Int<V>(bits - U(K::sqrt_half_bits)) >> K::mantissa_bits;
+  f = as_real<V>(Int<V>(bits - (Uint<V>(e) << K::mantissa_bits))) - Scalar<V>(1);
   exponent = to_real<V>(e);
 }
 
