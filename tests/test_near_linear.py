@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from modules import ROOT
 from tolerance import assert_same_bits_for_threads
 from torch import Tensor
 
@@ -480,3 +482,11 @@ def test_opcheck() -> None:
     _, marginals, saved = _ops.aggregate_posterior(z, mu, logvar, None, *options)
     arguments = (None, marginals, z, mu, logvar, None, saved, *options)
     torch.library.opcheck(_ops.aggregate_posterior_backward, arguments)
+
+
+def test_the_readme_says_from_which_sizes_on_it_serves() -> None:
+    source = (ROOT / "csrc" / "cpu" / "near_linear.cpp").read_text()
+    found = re.search(r"enough = !joint \? (\d+) : m\.dims >= 6 \? (\d+) : (\d+);", source)
+    assert found is not None
+    said = "From {} points on, or with the joint density beside them from {} ({} below six dimensions)"
+    assert said.format(*found.groups()) in (ROOT / "README.md").read_text()
