@@ -186,7 +186,9 @@ def test_estimators_are_where_their_theory_puts_them(tmp_path: Path, capsys: pyt
 
 @pytest.mark.thorough
 def test_large_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None if name == "pykeops" else name)
+    util = suites.importlib.util
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "pykeops" else find(name, *rest))
     monkeypatch.setattr(harness, "MIN_ROUNDS", 2)
     monkeypatch.setattr(large_batches.harness, "interleave", lambda calls, budget_seconds: _once(calls))
     assert large_batches.main(["--largest", "256"], results=tmp_path) == 0
