@@ -18,7 +18,7 @@ from modules import ROOT
 PATCH = ROOT / "tests" / "add_operator.patch"
 OWN = "tests/test_mean_penalty.py", "-k", "not gradcheck and not opcheck and not threads and not float16"
 # What says which operators there are, and what it does with this one.
-TABLES = "tests/test_fuzz.py", "tests/test_compile.py", "-k", "every_function or every_operator or mean_penalty"
+TABLES = "tests/test_fuzz.py", "tests/test_opcheck.py", "-k", "every_function or every_operator or mean_penalty"
 
 
 def _pass(checkout: Path, selection: Sequence[str] = OWN, **env: str) -> None:
